@@ -5,8 +5,6 @@ addresses, base64 text and arrays become one through `read` or `load`.
 """
 
 import base64
-import concurrent.futures
-import http.client
 import io
 import math
 import numbers
@@ -14,16 +12,15 @@ import os
 import pathlib
 import re
 import secrets
-import threading
-import time
 import urllib.parse
-import urllib.request
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import soundfile
 import soxr
+
+from qwen3tts_jax import fetch
 
 SAMPLE_RATE = 24_000  # Hz: both tokenizers in and out, and the speaker encoder
 ANALYSIS_RATE_25HZ = 16_000  # Hz: inside the 25 Hz tokenizer (log-mel, x-vector)
@@ -32,12 +29,6 @@ ANALYSIS_RATE_25HZ = 16_000  # Hz: inside the 25 Hz tokenizer (log-mel, x-vector
 # spends 25 of them per second: 320 s is the longest wave it can place.
 MAX_SECONDS = 320.0
 
-URL_SECONDS = 30.0  # for the whole download, redirects included
-URL_MAX_BYTES = 50_000_000
-URL_MAX_REQUESTS = 6  # the first one and five redirects
-DOWNLOAD_BYTES = 65_536  # read at a time
-URL_SCHEMES = ("http", "https")
-REDIRECTS = (301, 302, 303, 307, 308)
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)  # two letters: not "C:/"
 
 BASE64_MIN_CHARS = 256  # shorter text that names no file is a mistyped path
@@ -271,7 +262,7 @@ def _check_rate(rate: float) -> int:
     whole = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
     if not (whole and 0 < rate <= MAX_RATE and rate == int(rate)):
         raise ValueError(
-            f"got a sample rate of {_short(repr(rate))}, expected a whole number of Hz "
+            f"got a sample rate of {fetch.short(rate)}, expected a whole number of Hz "
             "above 0; pass the rate of the samples, as in (array, 24000)"
         )
     return int(rate)
@@ -379,22 +370,18 @@ def _locate(source: str | os.PathLike) -> tuple[str | io.BytesIO, str]:
     """Find the bytes: a path or a buffer, and what to call it in a message."""
     text = os.fspath(source)
     if os.path.isfile(text):
-        return text, f"the file {_short(repr(text))}"
+        return text, f"the file {fetch.short(text)}"
     if isinstance(source, str):
         if text.startswith("data:"):
-            return io.BytesIO(_data_uri(text)), f"the data URI {_short(repr(text))}"
+            return io.BytesIO(_data_uri(text)), f"the data URI {fetch.short(text)}"
         if SCHEME.match(text):
-            return io.BytesIO(_download(text)), f"the address {_short(repr(text))}"
+            return io.BytesIO(fetch.download(text)), f"the address {fetch.short(text)}"
         if len(text) > BASE64_MIN_CHARS and (data := _base64(text)) is not None:
-            return io.BytesIO(data), f"the base64 text {_short(repr(text))}"
+            return io.BytesIO(data), f"the base64 text {fetch.short(text)}"
     raise FileNotFoundError(
-        f"got {_short(repr(text))}, expected a file that exists, an http(s) address or "
+        f"got {fetch.short(text)}, expected a file that exists, an http(s) address or "
         "base64 text; check the path"
     )
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:80]}...{text[-20:]}"
 
 
 def _base64(text: str) -> bytes | None:
@@ -410,66 +397,7 @@ def _data_uri(text: str) -> bytes:
     data = _base64(urllib.parse.unquote(payload)) if ";base64" in header else None
     if data is None:
         raise ValueError(
-            f"got {_short(repr(text))}, expected data:...;base64, and strict base64; "
+            f"got {fetch.short(text)}, expected data:...;base64, and strict base64; "
             "encode the file with base64"
         )
     return data
-
-
-def _download(url: str) -> bytes:
-    """Fetch an http(s) address within URL_SECONDS and URL_MAX_BYTES.
-
-    The timeout of a socket starts anew with every byte. So a thread does the work
-    and the caller waits for it no longer than the whole time.
-    """
-    answer = concurrent.futures.Future()
-    deadline = time.monotonic() + URL_SECONDS
-
-    def work():
-        try:
-            answer.set_result(_fetch(url, deadline))
-        except Exception as error:  # noqa: BLE001 (raised again in the caller)
-            answer.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        return answer.result(timeout=URL_SECONDS)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise ValueError(
-            f"got {_short(repr(url))}, which failed ({str(error) or 'out of time'}), "
-            f"expected http(s), at most {URL_MAX_BYTES / 1e6:g} MB within "
-            f"{URL_SECONDS:g} s; check the address, or download it and pass the file"
-        ) from error
-
-
-def _fetch(url: str, deadline: float) -> bytes:
-    # No handler for anything but http(s), and none that follows redirects by itself:
-    # the standard one reads the whole body of the redirect, however long it is.
-    opener = urllib.request.OpenerDirector()
-    opener.add_handler(urllib.request.ProxyHandler())
-    opener.add_handler(urllib.request.HTTPHandler())
-    opener.add_handler(urllib.request.HTTPSHandler())
-    for _ in range(URL_MAX_REQUESTS):
-        scheme = url.partition(":")[0].lower()
-        if scheme not in URL_SCHEMES:
-            raise ValueError(f"the scheme {scheme!r} of {_short(repr(url))}")
-        with opener.open(url, timeout=max(deadline - time.monotonic(), 1e-3)) as answer:
-            if answer.status == http.client.OK:
-                return _bounded_body(answer, deadline)
-            if answer.status not in REDIRECTS:
-                raise ValueError(f"status {answer.status} {answer.reason}")
-            url = urllib.parse.urljoin(url, answer.headers.get("Location", ""))
-    raise ValueError(f"redirected {URL_MAX_REQUESTS} times")
-
-
-def _bounded_body(answer: http.client.HTTPResponse, deadline: float) -> bytes:
-    promised, body = answer.length, bytearray()  # promised: None if not stated
-    while len(body) != promised and (part := answer.read1(DOWNLOAD_BYTES)):
-        body += part
-        if len(body) > URL_MAX_BYTES:
-            raise ValueError(f"more than {URL_MAX_BYTES / 1e6:g} MB")
-        if time.monotonic() > deadline:
-            raise ValueError("out of time")
-    if promised is not None and len(body) < promised:
-        raise ValueError(f"broke off after {len(body)} of {promised} bytes")
-    return bytes(body)

@@ -21,7 +21,7 @@ class CodePredictor(nnx.Module):
 
     Attributes:
         embedding: [15, V, D_talker], the table of codebook i+1 at i.
-        heads: 15 kernels [D, V], the head of codebook i+1 at i.
+        heads: [15, D, V], the kernel that scores codebook i+1 at i.
         projection: D_talker -> D where the widths differ (1.7B), else None.
     """
 
@@ -44,18 +44,19 @@ class CodePredictor(nnx.Module):
         self.transformer = transformer.Transformer(
             c.transformer, rngs=rngs, stacked=stacked
         )
-        # a list, not a stack: XLA reads each head in place
-        heads = [layers.Linear(dim, c.vocab_size, rngs=rngs) for _ in range(groups)]
-        self.heads = nnx.List(heads)
+        normal = jax.random.normal(rngs.params(), (groups, dim, c.vocab_size))
+        self.heads = nnx.Param(layers.INITIALIZER_RANGE * normal)
         self.config = config
 
     def embed(self, codes: jax.Array) -> jax.Array:
-        """Sum of the embeddings of codebooks 1..15: float [..., D_talker], int [..., 15]."""
+        """Sum of codebooks 1..15: float [..., D_talker] of codes: int [..., 15]."""
         groups = jnp.arange(codes.shape[-1])
         groups = groups.reshape((1,) * (codes.ndim - 1) + (-1,))
         return self.embedding[...][groups, codes].sum(axis=-2)
 
-    def __call__(self, hidden: jax.Array, first: jax.Array, codes: jax.Array) -> jax.Array:
+    def __call__(
+        self, hidden: jax.Array, first: jax.Array, codes: jax.Array
+    ) -> jax.Array:
         """Teacher-forced scores of codebooks 1..15.
 
         Args:
@@ -71,8 +72,7 @@ class CodePredictor(nnx.Module):
         length = x.shape[1]
         mask = attention.causal_mask(length)
         y, _ = self.transformer(self._project(x), jnp.arange(length)[None], mask)
-        scores = [head(y[:, i + 1]) for i, head in enumerate(self.heads)]
-        return jnp.stack(scores, axis=1)
+        return jnp.einsum("NQD,QDV->NQV", y[:, 1:], self.heads[...].astype(y.dtype))
 
     def generate(
         self,
@@ -88,18 +88,36 @@ class CodePredictor(nnx.Module):
         Returns:
             int32 [B, 15].
         """
-        size = self.config.code_groups
-        caches = self.transformer.init_cache(len(hidden), size, hidden.dtype)
+        rows, groups = len(hidden), self.config.code_groups - 1
+        caches = self.transformer.init_cache(
+            rows, self.config.code_groups, hidden.dtype
+        )
         x = jnp.stack([hidden, first], axis=1)  # [B, 2, D_talker]
-        codes, no_pads = [], jnp.zeros(len(hidden), jnp.int32)
-        for i, head in enumerate(self.heads):
-            start = 0 if i == 0 else i + 1
-            positions = jnp.arange(start, i + 2)[None]
-            mask = attention.cache_mask(jnp.int32(start), no_pads, x.shape[1], size)
-            y, caches = self.transformer(self._project(x), positions, mask, caches)
-            codes.append(choose(head(y[:, -1]), i))
-            x = self.embedding[...][i][codes[-1]][:, None]
-        return jnp.stack(codes, axis=1)
+        y, caches = self._step(x, jnp.int32(0), caches)
+        code = choose(self._scores(y, 0), 0)
+        codes = jnp.zeros((rows, groups), jnp.int32).at[:, 0].set(code)
+
+        def choose_next(i, carry):
+            codes, code, caches = carry
+            x = self.embedding[...][i - 1, code][:, None]  # [B, 1, D_talker]
+            y, caches = self._step(x, i + 1, caches)
+            code = choose(self._scores(y, i), i)
+            return codes.at[:, i].set(code), code, caches
+
+        carry = (codes, code, caches)
+        return jax.lax.fori_loop(1, groups, choose_next, carry)[0]
+
+    def _step(self, x: jax.Array, start: jax.Array, caches):
+        """(hidden after the last of x, caches); x: [B, T, D_talker] from `start` on."""
+        positions = (start + jnp.arange(x.shape[1]))[None]
+        no_pads = jnp.zeros(len(x), jnp.int32)
+        size = self.config.code_groups
+        mask = attention.cache_mask(start, no_pads, x.shape[1], size)
+        y, caches = self.transformer(self._project(x), positions, mask, caches)
+        return y[:, -1], caches
+
+    def _scores(self, y: jax.Array, i) -> jax.Array:
+        return y @ self.heads[...][i].astype(y.dtype)
 
     def _project(self, x: jax.Array) -> jax.Array:
         return x if self.projection is None else self.projection(x)

@@ -15,7 +15,7 @@ TOKENIZER_12HZ = "qwen3_tts_tokenizer_12hz"
 
 
 class Section:
-    """One JSON object of a config.json; notes each field that is missing or unusable."""
+    """One JSON object of a config.json; notes what is missing or unusable."""
 
     def __init__(self, values: Any, path: str, problems: list[str] | None = None):
         self.problems = [] if problems is None else problems
@@ -41,11 +41,13 @@ class Section:
         return self.need(key, type(value)) if key in self.values else value
 
     def only(self, key: str, *allowed: Any) -> None:
-        """Note `key` if it is present with a value this implementation does not have."""
+        """Note `key` if it has a value that is not implemented."""
         value = self.values.get(key)
         if key in self.values and value not in allowed:
             expected = " or ".join(repr(a) for a in allowed)
-            self.problems.append(f"{self.path}.{key}: got {value!r}, expected {expected}")
+            self.problems.append(
+                f"{self.path}.{key}: got {value!r}, expected {expected}"
+            )
 
     def ints(self, key: str) -> tuple[int, ...]:
         values = self.need(key, list)
@@ -268,7 +270,9 @@ class Qwen3TTSConfig(_FromHF):
             tts_eos_id=s.need("tts_eos_token_id", int),
             talker=talker,
             code_predictor=CodePredictorConfig.read(predictor, talker.transformer.dim),
-            speaker_encoder=SpeakerEncoderConfig.read(s.section("speaker_encoder_config"))
+            speaker_encoder=SpeakerEncoderConfig.read(
+                s.section("speaker_encoder_config")
+            )
             if variant == "base"
             else None,
         )

@@ -1,4 +1,5 @@
-"""Generation: prefill, then frames, one device program for as many as there is room for.
+"""Generation: prefill, then frames, one device program for as many as there is room
+for.
 
 One frame = 15 code-predictor steps, one talker step, and the choice of the next frame's
 codebook 0.  The host only enlarges the cache when it is full and reports progress.
@@ -13,12 +14,27 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from qwen3tts_jax import code_predictor, prompt, sampling, talker
+from qwen3tts_jax import code_predictor, placement, prompt, sampling, talker
 from qwen3tts_jax import config as configs
 from qwen3tts_jax.nn import attention
 
 # Shapes are padded to these, so that requests of other lengths compile nothing new.
-PROMPT_BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+PROMPT_BUCKETS = (
+    32,
+    64,
+    96,
+    128,
+    192,
+    256,
+    384,
+    512,
+    768,
+    1024,
+    1536,
+    2048,
+    3072,
+    4096,
+)
 TRAILING_BUCKETS = (32, 128, 512, 2048, 8192)
 CACHE_BUCKETS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
@@ -93,7 +109,9 @@ class GenerationState:
     keys: jax.Array
 
 
-def prefill(lm, batch, limit, keys, params, tts_pad_id, *, size: int) -> GenerationState:
+def prefill(
+    lm, batch, limit, keys, params, tts_pad_id, *, size: int
+) -> GenerationState:
     """Read the prompts and choose codebook 0 of the first frame.
 
     Args:
@@ -137,7 +155,9 @@ def prompt_positions(pads: jax.Array, length: int, size: int):
     return positions, attention.cache_mask(jnp.int32(0), pads, length, size)
 
 
-def make_frame(lm, state: GenerationState, params: sampling.Sampling) -> GenerationState:
+def make_frame(
+    lm, state: GenerationState, params: sampling.Sampling
+) -> GenerationState:
     """One 80 ms frame of every row; rows that are done keep what they have."""
     first = lm.talker.embed_codec(state.first)
     keys = _keys(state)
@@ -230,7 +250,7 @@ _grow = jax.jit(grow, static_argnames="size")
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """Codes of one utterance.  codes: int32 [T, Q]; stop_reason: eos|max_frames|guard."""
+    """One utterance.  codes: int32 [T, Q]; stop_reason: eos|max_frames|guard."""
 
     codes: np.ndarray
     stop_reason: str
@@ -256,17 +276,21 @@ def generate(
         report_every, on_progress: call back with the frames made, every so many.
     """
     rows = len(prompts)
-    length = bucket(max(len(p.text) for p in prompts), PROMPT_BUCKETS)
+    length = placement.bucket(max(len(p.text) for p in prompts), PROMPT_BUCKETS)
     room = config.talker.max_positions - length
     limit = _limits(prompts, options, guard, room)
-    size = bucket(length + min(limit.max(), GUARD_MIN_FRAMES), CACHE_BUCKETS)
+    size = placement.bucket(length + min(limit.max(), GUARD_MIN_FRAMES), CACHE_BUCKETS)
     batch = prompt.collate(
         config,
         prompts,
         length=length,
-        trailing=bucket(max(len(p.trailing) for p in prompts), TRAILING_BUCKETS),
+        trailing=placement.bucket(
+            max(len(p.trailing) for p in prompts), TRAILING_BUCKETS
+        ),
     )
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(rows))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(
+        jax.random.key(seed), jnp.arange(rows)
+    )
     params = options.sampling()
     pad_id = jnp.asarray([config.tts_pad_id])
     fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
@@ -274,7 +298,7 @@ def generate(
     made = 0
     while not bool(jnp.all(state.done)):
         if length + made == size:
-            size = bucket(size + 1, CACHE_BUCKETS)
+            size = placement.bucket(size + 1, CACHE_BUCKETS)
             state = _grow(state, size=size)
         until = min(size - length, made + report_every if report_every else size)
         state = _advance(lm, state, params, jnp.int32(until))
@@ -307,8 +331,3 @@ def _results(state, limit: np.ndarray, most: int) -> list[Generated]:
         for end, at in zip(ended, limit)
     ]
     return [Generated(c[:n], r) for c, n, r in zip(codes, frames, reasons)]
-
-
-def bucket(size: int, buckets: tuple[int, ...]) -> int:
-    """The first bucket that holds `size`; past the last, `size` itself."""
-    return next((b for b in buckets if b >= size), int(size))

@@ -1,9 +1,8 @@
-"""Official safetensors <-> our modules: names, layouts, and nothing else.
+"""Official safetensors <-> our modules, by the key tables of `hf_keys.py`.
 
-One key table per part says where each of our parameters lives in the official layout.
-Loading is strict both ways: every missing, unexpected and mis-shaped tensor is listed in
-one error before anything is read.  Each tensor is read, rearranged, cast and put where it
-belongs on its own; there are never two copies of the model in memory.
+Loading is strict both ways: every missing, unexpected and mis-shaped tensor is listed
+in one error before anything is read.  Each tensor is read, rearranged, cast and put
+where it belongs on its own; there are never two copies of the model in memory.
 """
 
 import contextlib
@@ -13,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import huggingface_hub
@@ -22,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from flax import nnx
 
-from qwen3tts_jax import config as configs
+from qwen3tts_jax import hf_keys
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -32,209 +32,12 @@ KEEP_FLOAT32 = ("embedding_sum", "cluster_usage", "initialized")  # codebooks
 TRANSPOSE_BLOCK = 16  # rows: one cache line of float32; 6 times numpy's own speed
 
 
-# -------------------------------------------------------------------- layouts
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How one tensor is arranged on either side."""
-
-    to_ours: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]  # (official, our shape)
-    to_official: Callable[[np.ndarray], np.ndarray]
-
-
-def _join_taps(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """ConvTranspose [in, out, taps*stride] -> [taps, in, stride, out], oldest tap first."""
-    taps, in_dim, stride, out_dim = shape
-    x = x.reshape(in_dim, out_dim, taps, stride)[:, :, ::-1]
-    return x.transpose(2, 0, 3, 1)
-
-
-def _split_taps(x: np.ndarray) -> np.ndarray:
-    taps, in_dim, stride, out_dim = x.shape
-    x = x.transpose(1, 3, 0, 2)[:, :, ::-1]  # [in, out, taps, stride]
-    return x.reshape(in_dim, out_dim, taps * stride)
-
-
-KEEP = Layout(lambda x, _: x, lambda x: x)
-LINEAR = Layout(lambda x, _: x.T, lambda x: x.T)  # [out, in] <-> [in, out]
-POINTWISE = Layout(lambda x, _: x[:, :, 0].T, lambda x: x.T[:, :, None])
-CONV = Layout(lambda x, _: x.transpose(2, 1, 0), lambda x: x.transpose(2, 1, 0))
-CONV_TRANSPOSE = Layout(_join_taps, _split_taps)
-
-
-# ------------------------------------------------------------------ key tables
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """`ours` <-> `official`, with * for an index.
-
-    A rule whose `ours` ends in [*] names a parameter with a leading axis that the
-    official layout keeps as separate tensors.
-    """
-
-    ours: str
-    official: str
-    layout: Layout = KEEP
-
-
-def _linear(ours: str, official: str, bias: bool = False) -> list[Rule]:
-    rules = [Rule(f"{ours}.kernel", f"{official}.weight", LINEAR)]
-    return rules + [Rule(f"{ours}.bias", f"{official}.bias")] * bias
-
-
-def _conv(ours: str, official: str, bias: bool = True, layout=CONV) -> list[Rule]:
-    rules = [Rule(f"{ours}.kernel", f"{official}.weight", layout)]
-    return rules + [Rule(f"{ours}.bias", f"{official}.bias")] * bias
-
-
-def _norm(ours: str, official: str, bias: bool = False) -> list[Rule]:
-    rules = [Rule(f"{ours}.scale", f"{official}.weight")]
-    return rules + [Rule(f"{ours}.bias", f"{official}.bias")] * bias
-
-
-def _transformer(official: str, c: configs.TransformerConfig) -> list[Rule]:
-    ours, theirs = "transformer.layers.*", f"{official}.layers.*"
-    rules = []
-    for name, key in dict(query="q", key="k", value="v", out="o").items():
-        rules += _linear(f"{ours}.attention.{name}", f"{theirs}.self_attn.{key}_proj")
-    bias = c.norm == "layer"
-    rules += _norm(f"{ours}.attention_norm", f"{theirs}.input_layernorm", bias)
-    rules += _norm(f"{ours}.mlp_norm", f"{theirs}.post_attention_layernorm", bias)
-    if c.mlp == "swiglu":
-        for name in ("gate", "up", "down"):
-            rules += _linear(f"{ours}.mlp.{name}", f"{theirs}.mlp.{name}_proj")
-    else:
-        rules += _linear(f"{ours}.mlp.up", f"{theirs}.mlp.fc1")
-        rules += _linear(f"{ours}.mlp.down", f"{theirs}.mlp.fc2")
-    if c.qk_norm:
-        rules += _norm(f"{ours}.attention.query_norm", f"{theirs}.self_attn.q_norm")
-        rules += _norm(f"{ours}.attention.key_norm", f"{theirs}.self_attn.k_norm")
-    if c.layer_scale is not None:
-        scale = "layer_scale.scale"
-        rules += [Rule(f"{ours}.attention_scale.scale", f"{theirs}.self_attn_{scale}")]
-        rules += [Rule(f"{ours}.mlp_scale.scale", f"{theirs}.mlp_{scale}")]
-    if c.final_norm:
-        rules += _norm("transformer.norm", f"{official}.norm", bias)
-    return rules
-
-
-def talker_rules(config: configs.TalkerConfig) -> list[Rule]:
-    """Talker: every key under talker., the predictor's apart."""
-    model = "talker.model"
-    return [
-        Rule("text_embedding.embedding", f"{model}.text_embedding.weight"),
-        Rule("codec_embedding.embedding", f"{model}.codec_embedding.weight"),
-        *_linear("text_projection.fc1", "talker.text_projection.linear_fc1", True),
-        *_linear("text_projection.fc2", "talker.text_projection.linear_fc2", True),
-        *_linear("codec_head", "talker.codec_head"),
-        *_transformer(model, config.transformer),
-    ]
-
-
-def code_predictor_rules(config: configs.CodePredictorConfig) -> list[Rule]:
-    part = "talker.code_predictor"
-    return [
-        Rule("embedding[*]", f"{part}.model.codec_embedding.*.weight"),
-        *_linear("heads.*", f"{part}.lm_head.*"),
-        *_linear("projection", f"{part}.small_to_mtp_projection", True),
-        *_transformer(f"{part}.model", config.transformer),
-    ]
-
-
-def speaker_encoder_rules(config: configs.SpeakerEncoderConfig) -> list[Rule]:
-    rules = _conv("first.conv", "speaker_encoder.blocks.0.conv")
-    # our block i is the official block i + 1
-    for i in range(len(config.channels) - 2):
-        ours, official = f"blocks.{i}", f"speaker_encoder.blocks.{i + 1}"
-        rules += _conv(f"{ours}.tdnn1.conv", f"{official}.tdnn1.conv")
-        rules += _conv(f"{ours}.tdnn2.conv", f"{official}.tdnn2.conv")
-        res2net = f"{official}.res2net_block.blocks.*.conv"
-        rules += _conv(f"{ours}.res2net.*.conv", res2net)
-        rules += _conv(f"{ours}.squeeze", f"{official}.se_block.conv1")
-        rules += _conv(f"{ours}.excite", f"{official}.se_block.conv2")
-    rules += _conv("aggregate.conv", "speaker_encoder.mfa.conv")
-    rules += _conv("pool.tdnn.conv", "speaker_encoder.asp.tdnn.conv")
-    rules += _conv("pool.attention", "speaker_encoder.asp.conv")
-    return rules + _conv("project", "speaker_encoder.fc")
-
-
-def _residual_vq(ours: str, official: str, book: str, names: Mapping[str, str]):
-    rules = [
-        Rule(f"{ours}.{name}[*]", f"{official}.{book}.{key}")
-        for name, key in names.items()
-    ]
-    for name in ("input_proj", "output_proj"):
-        key = f"{official}.{name}.weight"
-        rules.append(Rule(f"{ours}.{name}.kernel", key, POINTWISE))
-    return rules
-
-
-def tokenizer_12hz_encoder_rules(config: configs.Tokenizer12HzEncoderConfig):
-    convs = "encoder.encoder.layers"
-    rules = _conv("first", f"{convs}.0.conv")
-    span = config.residual_layers + 2  # residual units, ELU, strided convolution
-    for i in range(len(config.ratios)):
-        start = 1 + i * span
-        for j in range(config.residual_layers):
-            ours, unit = f"blocks.{i}.units.{j}", f"{convs}.{start + j}.block"
-            rules += _conv(f"{ours}.conv1", f"{unit}.1.conv")
-            rules += _conv(f"{ours}.conv2", f"{unit}.3.conv")
-        rules += _conv(f"blocks.{i}.down", f"{convs}.{start + span - 1}.conv")
-    last = 1 + len(config.ratios) * span + 1
-    rules += _conv("last", f"{convs}.{last}.conv")
-    rules += _conv("down", "encoder.downsample.conv", bias=False)
-    names = dict(embedding_sum="embed_sum", cluster_usage="cluster_usage")
-    names |= dict(initialized="initialized")
-    for name in ("semantic", "acoustic"):
-        vq = f"encoder.quantizer.{name}_residual_vector_quantizer"
-        rules += _residual_vq(f"quantizer.{name}", vq, "layers.*.codebook", names)
-    return rules + _transformer("encoder.encoder_transformer", config.transformer)
-
-
-def tokenizer_12hz_decoder_rules(config: configs.Tokenizer12HzDecoderConfig):
-    rules = _conv("pre_conv", "decoder.pre_conv.conv")
-    names = dict(embedding_sum="embedding_sum", cluster_usage="cluster_usage")
-    for name, key in dict(semantic="rvq_first", acoustic="rvq_rest").items():
-        vq = f"decoder.quantizer.{key}"
-        rules += _residual_vq(f"quantizer.{name}", vq, "vq.layers.*._codebook", names)
-    part = "decoder.pre_transformer"
-    rules += _transformer(part, config.transformer)
-    rules += _linear("input_proj", f"{part}.input_proj", True)
-    rules += _linear("output_proj", f"{part}.output_proj", True)
-    ours, official = "upsample.*", "decoder.upsample.*"
-    rules += _conv(f"{ours}.up", f"{official}.0.conv", layout=CONV_TRANSPOSE)
-    ours, official = f"{ours}.convnext", f"{official}.1"
-    rules += [
-        Rule(f"{ours}.depthwise", f"{official}.dwconv.conv.weight", CONV),
-        Rule(f"{ours}.depthwise_bias", f"{official}.dwconv.conv.bias"),
-        Rule(f"{ours}.gamma.scale", f"{official}.gamma"),
-        *_norm(f"{ours}.norm", f"{official}.norm", True),
-        *_linear(f"{ours}.up", f"{official}.pwconv1", True),
-        *_linear(f"{ours}.down", f"{official}.pwconv2", True),
-    ]
-    rules += _conv("first_conv", "decoder.decoder.0.conv")
-    blocks = len(config.upsample_rates)
-    for i in range(blocks):
-        ours, official = f"blocks.{i}", f"decoder.decoder.{i + 1}.block"
-        rules += _snake(f"{ours}.snake", f"{official}.0")
-        rules += _conv(f"{ours}.up", f"{official}.1.conv", layout=CONV_TRANSPOSE)
-        for j in range(3):
-            unit, key = f"{ours}.units.{j}", f"{official}.{j + 2}"
-            rules += _snake(f"{unit}.snake1", f"{key}.act1")
-            rules += _snake(f"{unit}.snake2", f"{key}.act2")
-            rules += _conv(f"{unit}.conv1", f"{key}.conv1.conv")
-            rules += _conv(f"{unit}.conv2", f"{key}.conv2.conv")
-    rules += _snake("snake", f"decoder.decoder.{blocks + 1}")
-    return rules + _conv("wave_conv", f"decoder.decoder.{blocks + 2}.conv")
-
-
-def _snake(ours: str, official: str) -> list[Rule]:
-    return [Rule(f"{ours}.{name}", f"{official}.{name}") for name in ("alpha", "beta")]
-
-
 # ---------------------------------------------------------------------- leaves
+
+
+def abstract(part, config):
+    """The shapes of a module, nothing allocated."""
+    return jax.eval_shape(lambda: part(config, rngs=nnx.Rngs(0)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,25 +54,28 @@ class Leaf:
     path: str
     keys: tuple[str, ...]
     stacked: bool
-    layout: Layout
+    layout: hf_keys.Layout
     shape: tuple[int, ...]
     official_shape: tuple[int, ...]
 
 
 def leaf_path(key_path) -> str:
     """The dotted name of a parameter from its pytree path."""
-    names = [str(getattr(k, "name", getattr(k, "idx", getattr(k, "key", "")))) for k in key_path]
+    names = [
+        str(getattr(k, "name", getattr(k, "idx", getattr(k, "key", ""))))
+        for k in key_path
+    ]
     return ".".join(names[:-1] if names[-1] == "value" else names)
 
 
-def leaves(module, rules: Iterable[Rule]) -> list[Leaf]:
+def leaves(module, rules: Iterable[hf_keys.Rule]) -> list[Leaf]:
     """Every parameter of a module (or of its eval_shape) with its place in the file."""
     rules = list(rules)
     flat, _ = jax.tree_util.tree_flatten_with_path(module)
     return [_leaf(leaf_path(path), value.shape, rules) for path, value in flat]
 
 
-def _leaf(path: str, shape: tuple[int, ...], rules: list[Rule]) -> Leaf:
+def _leaf(path: str, shape: tuple[int, ...], rules: list[hf_keys.Rule]) -> Leaf:
     for rule in rules:
         indices, stacked = _match(rule.ours, path)
         if indices is None:
@@ -307,7 +113,14 @@ def _fill(pattern: str, indices: tuple[str, ...]) -> str:
 # ------------------------------------------------------------------------ load
 
 
-def load(directory: Path, parts: Mapping[str, tuple], *, dtype, shardings=None) -> dict:
+def load(
+    directory: Path,
+    parts: Mapping[str, tuple],
+    *,
+    dtype,
+    shardings: Mapping | None = None,
+    device: jax.Device | None = None,
+) -> dict:
     """Fill modules from an official directory.
 
     Args:
@@ -315,7 +128,8 @@ def load(directory: Path, parts: Mapping[str, tuple], *, dtype, shardings=None) 
         parts: name -> (abstract module from `jax.eval_shape`, its rules); together they
             must account for every tensor in the directory.
         dtype: of the parameters; codebooks stay float32.
-        shardings: name -> tree of shardings like the module's, or None: one device.
+        shardings: name -> tree of shardings like the module's (`sharding.named`).
+        device: without shardings, where to put everything; None for the default.
     Returns:
         name -> module.
     Raises:
@@ -329,7 +143,9 @@ def load(directory: Path, parts: Mapping[str, tuple], *, dtype, shardings=None) 
     for name, (module, _) in parts.items():
         _, tree = jax.tree.flatten(module)
         places = (
-            jax.tree.leaves(shardings[name]) if shardings else [None] * len(plan[name])
+            jax.tree.leaves(shardings[name])
+            if shardings
+            else [device] * len(plan[name])
         )
         values = [_read_leaf(l, files, dtype, p) for l, p in zip(plan[name], places)]
         loaded[name] = jax.tree.unflatten(tree, values)
@@ -346,7 +162,9 @@ def _index(directory: Path) -> dict[str, _Entry]:
     """Official name -> where it is, over one file or the shards of an index."""
     if (directory / INDEX).exists():
         try:
-            names = set(json.loads((directory / INDEX).read_text())["weight_map"].values())
+            names = set(
+                json.loads((directory / INDEX).read_text())["weight_map"].values()
+            )
         except (ValueError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"{directory / INDEX} is not a safetensors index ({error}); "
@@ -377,7 +195,9 @@ def _index(directory: Path) -> dict[str, _Entry]:
 
 def _check(directory: Path, files: dict[str, _Entry], plan: list[Leaf]) -> None:
     expected = {key: leaf.official_shape for leaf in plan for key in leaf.keys}
-    problems = [f"missing: {key} {expected[key]}" for key in sorted(expected.keys() - files)]
+    problems = [
+        f"missing: {key} {expected[key]}" for key in sorted(expected.keys() - files)
+    ]
     problems += [f"unexpected: {key}" for key in sorted(files.keys() - expected)]
     problems += [
         f"mis-shaped: {key}: got {files[key].shape}, expected {shape}"
@@ -391,7 +211,7 @@ def _check(directory: Path, files: dict[str, _Entry], plan: list[Leaf]) -> None:
         )
 
 
-def _read_leaf(leaf: Leaf, files: dict[str, _Entry], dtype, sharding) -> jax.Array:
+def _read_leaf(leaf: Leaf, files: dict[str, _Entry], dtype, place) -> jax.Array:
     keep = leaf.path.rpartition(".")[2] in KEEP_FLOAT32
     value = _aligned_empty(leaf.shape, np.float32 if keep else jnp.dtype(dtype))
     rows = value if leaf.stacked else value[None]
@@ -400,7 +220,7 @@ def _read_leaf(leaf: Leaf, files: dict[str, _Entry], dtype, sharding) -> jax.Arr
         with safetensors.safe_open(files[key].file, "numpy") as file:
             tensor = file.get_tensor(key)
         _assign(row, leaf.layout.to_ours(tensor, row.shape))
-    return jax.device_put(value, sharding)
+    return jax.device_put(value, place)
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype) -> np.ndarray:
@@ -485,7 +305,6 @@ def _write(path: Path, tensors: dict[str, np.ndarray]) -> None:
         part.unlink(missing_ok=True)
 
 
-
 # ------------------------------------------------------------ directories, JSON
 
 NEEDED = ("*.json", "*.safetensors", "*.txt")  # of a hub repository
@@ -501,8 +320,8 @@ def resolve(path_or_id: str | Path, *, revision: str | None = None) -> Path:
         return path
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_id)) or path.exists():
         raise FileNotFoundError(
-            f"got {str(path_or_id)!r}, expected a checkpoint directory or a hub id such "
-            "as Qwen/Qwen3-TTS-12Hz-0.6B-Base"
+            f"got {str(path_or_id)!r}, expected a checkpoint directory or a hub id "
+            "such as Qwen/Qwen3-TTS-12Hz-0.6B-Base"
         )
     try:
         local = huggingface_hub.snapshot_download(
@@ -549,9 +368,11 @@ def copy_side_files(source: Path | None, out: Path) -> None:
 
 @contextlib.contextmanager
 def new_directory(path: Path):
-    """A directory that appears under `path` when the block ends well, else not at all."""
+    """A directory that appears at `path` when the block ends well, else never."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{path} is there already and not empty; give another name")
+        raise FileExistsError(
+            f"{path} is there already and not empty; give another name"
+        )
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is no directory; make it first")
     part = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))

@@ -1,27 +1,31 @@
 """Prompt layouts: what the talker reads before its first frame, as ids on two tracks.
 
 Every position holds text ids, codec ids, or both, and their embeddings are added.  A
-prompt is kept as ids (-1 where a track is silent), so that generation and training share
-these lines; `generate.py` embeds them.
+prompt is kept as ids (-1 where a track is silent), so that generation and training
+share these lines; `generate.py` embeds them.
 
     position            text track                     codec track
     instruction         ids of the instruction         -
     role                <|im_start|> assistant \\n      -
-    thinking            tts_pad ...                    think, think_bos, language, think_eos
-                                                       (language Auto: nothink, think_bos,
-                                                       think_eos)
+    thinking            tts_pad ...                    think, think_bos, language,
+    think_eos
+                                                       (language Auto: nothink,
+                                                       think_bos, think_eos)
     speaker             tts_pad                        speaker id, or the x-vector
     last mark           tts_bos                        codec_pad
-    then, streaming     first text id                  codec_bos; the rest of the text and
+    then, streaming     first text id                  codec_bos; the rest of the text
+    and
                                                        tts_eos trail, one per frame
     or, non-streaming   text ... tts_eos               codec_pad ...
                         tts_pad                        codec_bos; nothing trails
     or, ICL streaming   reference and text, tts_eos    codec_bos, reference frames; what
-                                                       text is left trails, or tts_pad fills
+                                                       text is left trails, or tts_pad
+                                                       fills
     or, ICL non-stream. reference and text, tts_eos    codec_pad ...
                         tts_pad ...                    codec_bos, reference frames
 
-Source: arXiv 2601.15621 (ChatML, dual track); Qwen3TTSForConditionalGeneration.generate.
+Source: arXiv 2601.15621 (ChatML, dual track);
+Qwen3TTSForConditionalGeneration.generate.
 """
 
 import dataclasses
@@ -201,13 +205,14 @@ def speaker_id(config: configs.TalkerConfig, speaker: str) -> int:
     ids = dict(config.speaker_ids)
     if speaker.lower() not in ids:
         raise ValueError(
-            f"got speaker {speaker!r}, expected one of {', '.join(sorted(ids)) or 'none'}"
+            f"got speaker {speaker!r}, expected one of "
+            f"{', '.join(sorted(ids)) or 'none'}"
         )
     return ids[speaker.lower()]
 
 
 def supported_languages(config: configs.TalkerConfig) -> list[str]:
-    """Sorted names, "auto" among them; dialects belong to speakers and are not listed."""
+    """Sorted names with "auto"; dialects belong to speakers and are not listed."""
     names = [name for name, _ in config.language_ids if "dialect" not in name]
     return sorted([AUTO, *names])
 

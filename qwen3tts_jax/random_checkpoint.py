@@ -2,11 +2,12 @@
 
     python -m qwen3tts_jax.random_checkpoint --size 0.6B --variant base --out DIR
 
-For first steps, timing and tests: everything runs at its real size, and what comes out is
-noise.  Each tensor is drawn from a generator seeded by (seed, its name) alone and scaled
+For first steps, timing and tests: everything runs at its real size, and what comes out
+is noise.  Each tensor is drawn from a generator seeded by (seed, its name) alone and
+scaled
 so that every part matters: activations near 1, layer scales far from their initial
-values, codebooks as wide as what they quantise, waves inside [-1, 1].  The same seed makes
-the same bytes on every machine with the same NumPy stream.
+values, codebooks as wide as what they quantise, waves inside [-1, 1].  The same seed
+makes the same bytes on every machine with the same NumPy stream.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import numpy as np
 import safetensors.numpy
 
 from qwen3tts_jax import config as configs
-from qwen3tts_jax import hf, model, released, text
+from qwen3tts_jax import hf, model, released, speech_tokenizer, text
 
 DECODER_LEVEL_DECAY = 0.8  # width of a codebook relative to the one before
 EMPTY_CODEWORD = 7  # one entry without usage, so that its clamp matters
@@ -57,7 +58,7 @@ def write(
             hf.copy_side_files(text_files, directory)
         speech = directory / model.SPEECH_TOKENIZER
         speech.mkdir()
-        weights = _weights(model.tokenizer_parts(codec), seed, jnp.float32)
+        weights = _weights(speech_tokenizer.tokenizer_parts(codec), seed, jnp.float32)
         preprocessor = released.TOKENIZER_PREPROCESSOR_CONFIG
         _save(speech, weights, tokenizer_config, preprocessor)
 
@@ -83,7 +84,9 @@ def _weights(parts: dict, seed: int, dtype) -> dict[str, np.ndarray]:
         rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
         tensor = _draw(rng, key, shape)
         if key.endswith(("embed_sum", "embedding_sum")):
-            usage = tensors[re.sub(r"[a-z_]+$", "cluster_usage", key)].astype(np.float32)
+            usage = tensors[re.sub(r"[a-z_]+$", "cluster_usage", key)].astype(
+                np.float32
+            )
             tensor *= np.maximum(usage, 1e-5)[:, None]
         tensors[key] = tensor.astype(dtype)
     return tensors
@@ -125,16 +128,24 @@ def _codebook_spread(key: str) -> float:
 
 
 def _fan_in(key: str, shape: tuple[int, ...]) -> float:
-    if re.search(r"decoder\.upsample\.\d+\.0\.conv|decoder\.\d+\.block\.1\.conv\.w", key):
+    if re.search(
+        r"decoder\.upsample\.\d+\.0\.conv|decoder\.\d+\.block\.1\.conv\.w", key
+    ):
         overlap = 1 if ".upsample." in key else 2  # kernel over stride
         return shape[0] * overlap
     return float(np.prod(shape[1:]))
 
 
 ENCODER_SPREAD = 1.0
-# Official name -> factor on 1/sqrt(fan in); found by looking at the activations' spread.
+# Official name -> factor on 1/sqrt(fan in); found by looking at the activations'
+# spread.
 GAINS = (
     (r"(codec_head|lm_head\.\d+)\.weight$", 2.0),
+    (r"^encoder\.encoder\.layers\.0\.", 8.0),  # speech is a tenth of full scale
+    (r"^encoder\.encoder\.layers\.\d+\.conv", 1.3),
+    (r"^decoder\.decoder\.\d+\.block\.[234]\.conv2", 0.4),
+    (r"^decoder\.decoder\.\d+\.block\.1\.conv", 0.6),
+    (r"^decoder\.decoder\.\d+\.conv\.weight", 0.3),
 )
 
 

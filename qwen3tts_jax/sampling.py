@@ -85,7 +85,10 @@ class Options:
         ranges = {
             "top_k": (self.top_k >= 0, "0 (no limit) or more"),
             "top_p": (0 < self.top_p <= 1, "a number in (0, 1]"),
-            "temperature": (self.temperature > 0, "more than 0; greedy: do_sample=False"),
+            "temperature": (
+                self.temperature > 0,
+                "more than 0; greedy: do_sample=False",
+            ),
             "repetition_penalty": (self.repetition_penalty > 0, "more than 0"),
             "subtalker_top_k": (self.subtalker_top_k >= 0, "0 (no limit) or more"),
             "subtalker_top_p": (0 < self.subtalker_top_p <= 1, "a number in (0, 1]"),
@@ -166,8 +169,8 @@ def warp(scores: jax.Array, choice: Choice) -> jax.Array:
 def choose(scores: jax.Array, choice: Choice, keys: jax.Array) -> jax.Array:
     """int32 [B]: drawn from softmax(warp(scores)), or the best.
 
-    scores: float [B, V]; keys: typed PRNG keys [B], one per row, so that a row draws what
-    it would draw alone.
+    scores: float [B, V]; keys: typed PRNG keys [B], one per row, so that a row draws
+        what it would draw alone.
     """
     drawn = jax.vmap(jax.random.categorical)(keys, warp(scores, choice))
     best = jnp.argmax(scores, axis=-1)

@@ -1,8 +1,8 @@
 """SpeakerEncoder: ECAPA-TDNN, log-mel -> one vector that stands for a voice.
 
 Source: arXiv 2005.07143; Qwen3TTSSpeakerEncoder.  Convolutions pad by reflection at the
-row's own end, and statistics count the row's own frames, so that a padded row gives what
-the same row gives alone.
+row's own end, and statistics count the row's own frames, so that a padded row gives
+what the same row gives alone.
 """
 
 import jax
@@ -42,13 +42,19 @@ class SERes2NetBlock(nnx.Module):
         self.tdnn1 = TDNN(dim, dim, rngs=rngs)
         self.res2net = nnx.List(
             [
-                TDNN(width, width, kernel_size=kernel_size, dilation=dilation, rngs=rngs)
+                TDNN(
+                    width, width, kernel_size=kernel_size, dilation=dilation, rngs=rngs
+                )
                 for _ in range(config.res2net_scale - 1)
             ]
         )
         self.tdnn2 = TDNN(dim, dim, rngs=rngs)
-        self.squeeze = conv.CausalConv1d(dim, config.se_channels, kernel_size=1, rngs=rngs)
-        self.excite = conv.CausalConv1d(config.se_channels, dim, kernel_size=1, rngs=rngs)
+        self.squeeze = conv.CausalConv1d(
+            dim, config.se_channels, kernel_size=1, rngs=rngs
+        )
+        self.excite = conv.CausalConv1d(
+            config.se_channels, dim, kernel_size=1, rngs=rngs
+        )
 
     def __call__(self, x: jax.Array, length: jax.Array) -> jax.Array:
         y = self.tdnn1(x, length)

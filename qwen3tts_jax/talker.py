@@ -1,7 +1,8 @@
-"""Talker: the dual-track LM.  Text and codec embeddings are added, position by position;
-a Qwen3 stack reads them; a head names codebook 0 of the next frame.
+"""Talker: the dual-track LM.  Text and codec embeddings are added, position by
+position; a Qwen3 stack reads them; a head names codebook 0 of the next frame.
 
-Source: arXiv 2601.15621 (dual-track architecture); Qwen3TTSTalkerForConditionalGeneration.
+Source: arXiv 2601.15621 (dual-track architecture);
+Qwen3TTSTalkerForConditionalGeneration.
 """
 
 import jax
@@ -12,7 +13,7 @@ from qwen3tts_jax.nn import layers, transformer
 
 
 class TextProjection(nnx.Module):
-    """fc2(silu(fc1(x))): text embeddings [..., D_text] to the talker's width [..., D]."""
+    """fc2(silu(fc1(x))): text embeddings [..., D_text] to [..., D]."""
 
     def __init__(self, text_dim: int, dim: int, *, rngs: nnx.Rngs):
         self.fc1 = layers.Linear(text_dim, text_dim, bias=True, rngs=rngs)
@@ -59,5 +60,5 @@ class Talker(nnx.Module):
         return self.transformer(x, positions, mask, caches)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Scores of the next codebook-0 id: float [..., V] of hidden: float [..., D]."""
+        """Scores of the next codebook-0 id: float [..., V] of hidden [..., D]."""
         return self.codec_head(hidden)

@@ -100,8 +100,8 @@ class TextTokenizer:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"got a lone surrogate at character {error.start} of the text, expected "
-                "valid Unicode; decode the source with errors='replace'"
+                f"got a lone surrogate at character {error.start} of the text, "
+                "expected valid Unicode; decode the source with errors='replace'"
             ) from None
         return self._backend.encode(text, add_special_tokens=False).ids
 

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from qwen3tts_jax import audio
+from qwen3tts_jax import audio, fetch
 
 HERE = pathlib.Path(__file__).parent
 PCM_STEP = 1 / 2**15
@@ -288,16 +288,16 @@ def test_reads_addresses(site, wave, page):
 
 
 def test_refuses_big_answers(site, monkeypatch):
-    monkeypatch.setattr(audio, "URL_MAX_BYTES", len(Handler.body))
+    monkeypatch.setattr(fetch, "URL_MAX_BYTES", len(Handler.body))
     assert audio.read(site + "unsized")
-    monkeypatch.setattr(audio, "URL_MAX_BYTES", len(Handler.body) - 1)
+    monkeypatch.setattr(fetch, "URL_MAX_BYTES", len(Handler.body) - 1)
     for page in ("ok", "unsized"):
         refused(site + page, "(more than 0.004843 MB)")
 
 
 @pytest.mark.parametrize("page", ["drip", "drip_headers"])
 def test_refuses_slow_answers(site, monkeypatch, page):
-    monkeypatch.setattr(audio, "URL_SECONDS", 0.3)  # six drips, each in good time
+    monkeypatch.setattr(fetch, "URL_SECONDS", 0.3)  # six drips, each in good time
     start = time.monotonic()
     refused(site + page, "(out of time)", "within 0.3 s")
     assert time.monotonic() - start < 2

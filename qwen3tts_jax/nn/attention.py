@@ -53,7 +53,7 @@ def cache_mask(index: jax.Array, pads: jax.Array, length: int, size: int) -> jax
 
 
 def window_mask(position: jax.Array, length: int, window: int) -> jax.Array:
-    """Boolean [1, T, window-1+T] for queries from `position` on, after a WindowCache."""
+    """Boolean [1, T, window-1+T], queries from `position` on, after a WindowCache."""
     query = position + jnp.arange(length)[:, None]
     key = position + jnp.arange(1 - window, length)[None, :]
     return (_visible(query, key, window) & (key >= 0))[None]
@@ -100,7 +100,7 @@ class KVCache:
 
 @struct.dataclass
 class WindowCache:
-    """The last window-1 keys and values of one layer.  keys, values: [B, window-1, K, H]."""
+    """The last window-1 keys and values of a layer, float [B, window-1, K, H] each."""
 
     keys: jax.Array
     values: jax.Array
@@ -161,7 +161,8 @@ class Attention(nnx.Module):
 def attend(query, key, value, mask):
     """softmax(query key^T / sqrt(H)) value, each kv head shared by N/K query heads.
 
-    query: float [B, T, N, H]; key, value: float [B, S, K, H]; mask: bool [B or 1, T, S].
+    query: float [B, T, N, H]; key, value: float [B, S, K, H]; mask: bool [B or 1, T,
+        S].
     Result: float [B, T, N, H].  Scores and softmax in float32.
     """
     batch, length, heads, head_dim = query.shape

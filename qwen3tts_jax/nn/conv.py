@@ -59,7 +59,7 @@ class CausalConv1d(nnx.Module):
             dimension_numbers=("NWC", "WIO", "NWC"),
         )
         if self.bias is not None:
-            y = y + self.bias[...].astype(x.dtype)[None, None]
+            y = y + layers.per_channel(self.bias, y)
         return y, x[:, x.shape[1] - self.history :]
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -75,7 +75,13 @@ class CausalConvTranspose1d(nnx.Module):
     """
 
     def __init__(
-        self, in_dim: int, out_dim: int, *, kernel_size: int, stride: int, rngs: nnx.Rngs
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        kernel_size: int,
+        stride: int,
+        rngs: nnx.Rngs,
     ):
         if kernel_size % stride:
             raise ValueError(
@@ -103,7 +109,7 @@ class CausalConvTranspose1d(nnx.Module):
             dimension_numbers=("NWC", "WIO", "NWC"),
         )
         y = y.reshape(batch, length * stride, out_dim)  # [B, T * stride, out]
-        y = y + self.bias[...].astype(x.dtype)[None, None]
+        y = y + layers.per_channel(self.bias, y)
         return y, x[:, x.shape[1] - self.history :]
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -133,7 +139,7 @@ class ConvNeXtBlock(nnx.Module):
         length = x.shape[1]
         past = jnp.concatenate([state, x], axis=1)
         kernel = self.depthwise[...].astype(x.dtype)
-        y = self.depthwise_bias[...].astype(x.dtype)[None, None]
+        y = layers.per_channel(self.depthwise_bias, x)
         for tap in range(CONVNEXT_KERNEL):  # shifted products: no grouped convolution
             y = y + past[:, tap : tap + length] * kernel[tap][None]
         y = jax.nn.gelu(self.up(self.norm(y)), approximate=False)

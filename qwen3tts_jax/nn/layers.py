@@ -18,14 +18,16 @@ class Linear(nnx.Module):
     x: float [..., in]; result: float [..., out].
     """
 
-    def __init__(self, in_dim: int, out_dim: int, *, bias: bool = False, rngs: nnx.Rngs):
+    def __init__(
+        self, in_dim: int, out_dim: int, *, bias: bool = False, rngs: nnx.Rngs
+    ):
         normal = jax.random.normal(rngs.params(), (in_dim, out_dim))
         self.kernel = nnx.Param(INITIALIZER_RANGE * normal)
         self.bias = nnx.Param(jnp.zeros(out_dim)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x @ self.kernel[...].astype(x.dtype)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return y if self.bias is None else y + per_channel(self.bias, y)
 
 
 class Embed(nnx.Module):
@@ -40,7 +42,7 @@ class Embed(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) * scale.  Statistics in float32 whatever the dtype of x (float [..., D])."""
+    """x / rms(x) * scale, statistics in float32.  x: float [..., D]."""
 
     def __init__(self, dim: int, *, eps: float):
         self.scale = nnx.Param(jnp.ones(dim))
@@ -51,7 +53,7 @@ class RMSNorm(nnx.Module):
         variance = jnp.mean(wide * wide, axis=-1, keepdims=True)
         normal = wide * jax.lax.rsqrt(variance + self.eps)
         # the official module casts before it scales: so does parity in bfloat16
-        return _last_axis(self.scale, x) * normal.astype(x.dtype)
+        return per_channel(self.scale, x) * normal.astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -67,7 +69,7 @@ class LayerNorm(nnx.Module):
         centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
         variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
         normal = (centred * jax.lax.rsqrt(variance + self.eps)).astype(x.dtype)
-        return _last_axis(self.scale, x) * normal + _last_axis(self.bias, x)
+        return per_channel(self.scale, x) * normal + per_channel(self.bias, x)
 
 
 class LayerScale(nnx.Module):
@@ -77,7 +79,7 @@ class LayerScale(nnx.Module):
         self.scale = nnx.Param(jnp.full(dim, initial))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return _last_axis(self.scale, x) * x
+        return per_channel(self.scale, x) * x
 
 
 class SwiGLU(nnx.Module):
@@ -103,7 +105,7 @@ class GeluMLP(nnx.Module):
         return self.down(jax.nn.gelu(self.up(x), approximate=False))
 
 
-def _last_axis(param: nnx.Param, x: jax.Array) -> jax.Array:
-    """A per-channel parameter in the dtype and rank of x (ranks never promote here)."""
+def per_channel(param: nnx.Param, x: jax.Array) -> jax.Array:
+    """A parameter [C] in the dtype and rank of x [..., C]: ranks never promote here."""
     shape = (1,) * (x.ndim - 1) + (-1,)
     return param[...].astype(x.dtype).reshape(shape)

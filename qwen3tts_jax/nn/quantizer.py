@@ -95,7 +95,7 @@ class SplitResidualVQ(nnx.Module):
         self.semantic_quantizers = semantic
 
     def encode(self, x: jax.Array, quantizers: int) -> jax.Array:
-        """Codes int32 [B, T, quantizers], the semantic ones first; x: [B, T, D_outer]."""
+        """Codes int32 [B, T, quantizers], semantic first, of x: [B, T, D_outer]."""
         semantic = self.semantic.encode(x, self.semantic_quantizers)
         acoustic = self.acoustic.encode(x, quantizers - self.semantic_quantizers)
         return jnp.concatenate([semantic, acoustic], axis=-1)

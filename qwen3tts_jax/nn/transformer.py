@@ -1,4 +1,4 @@
-"""Block and Transformer: the one stack behind talker, predictor, encoder and decoder."""
+"""Block and Transformer: the stack in talker, predictor, encoder and decoder."""
 
 import jax
 from flax import nnx
@@ -42,7 +42,11 @@ class Transformer(nnx.Module):
     """
 
     def __init__(
-        self, config: configs.TransformerConfig, *, rngs: nnx.Rngs, stacked: bool = False
+        self,
+        config: configs.TransformerConfig,
+        *,
+        rngs: nnx.Rngs,
+        stacked: bool = False,
     ):
         def block(key):
             return Block(config, rngs=nnx.Rngs(key))
@@ -90,4 +94,8 @@ class Transformer(nnx.Module):
             attention.KVCache.zeros(self.config, batch, size, dtype)
             for _ in range(self.config.layers)
         )
-        return jax.tree.map(lambda *c: jax.numpy.stack(c), *caches) if self.stacked else caches
+        return (
+            jax.tree.map(lambda *c: jax.numpy.stack(c), *caches)
+            if self.stacked
+            else caches
+        )

@@ -2,12 +2,13 @@
 
 codes -> split RVQ sum -> convolution -> transformer with a window of 72 frames ->
 two ConvNeXt upsamplers (x4) -> four SnakeBeta decoder blocks (x480) -> wave.  One frame
-in, 1920 samples out, no look-ahead.  Source: arXiv 2601.15621; Qwen3TTSTokenizerV2Decoder.
+in, 1920 samples out, no look-ahead.  Source: arXiv 2601.15621;
+Qwen3TTSTokenizerV2Decoder.
 
 `decode` is `step` from the zero state, so streaming equals the whole.  The official
 `chunked_decode` restarts every 300 frames with 25 frames of context, less than the
-transformer's receptive field (8 layers x 71 frames): it equals this decoder up to sample
-576,000 and departs from it (and from the official decoder run whole) after that.
+transformer's receptive field (8 layers x 71 frames): it equals this decoder up to
+sample 576,000 and departs from it (and from the official decoder run whole) after that.
 """
 
 import math
@@ -124,7 +125,10 @@ class Decoder(nnx.Module):
         self.transformer = transformer.Transformer(c.transformer, rngs=rngs)
         self.output_proj = layers.Linear(width, c.latent_dim, bias=True, rngs=rngs)
         self.upsample = nnx.List(
-            [UpsampleBlock(c.latent_dim, ratio=r, rngs=rngs) for r in c.upsampling_ratios]
+            [
+                UpsampleBlock(c.latent_dim, ratio=r, rngs=rngs)
+                for r in c.upsampling_ratios
+            ]
         )
         dims = [c.decoder_dim // 2**i for i in range(len(c.upsample_rates) + 1)]
         self.first_conv = conv.CausalConv1d(

@@ -1,8 +1,8 @@
 """Qwen3-TTS-Tokenizer-12Hz, wave -> codes: the Mimi encoder.
 
 wave -> causal convolutions (960 samples a step, 25 Hz) -> causal transformer ->
-stride-2 convolution (12.5 Hz) -> split RVQ: one semantic and the first 15 of 31 acoustic
-codebooks.  Source: arXiv 2601.15621 (tokenizer); Qwen3TTSTokenizerV2Encoder.
+stride-2 convolution (12.5 Hz) -> split RVQ: one semantic and the first 15 of 31
+acoustic codebooks.  Source: arXiv 2601.15621 (tokenizer); Qwen3TTSTokenizerV2Encoder.
 """
 
 import jax
@@ -111,7 +111,9 @@ class Encoder(nnx.Module):
         before = jnp.repeat(x[:, :1], self.down.history, axis=1)
         return self.down.step(x, before)[0]
 
-    def __call__(self, wave: jax.Array, length: jax.Array, quantizers: int) -> jax.Array:
+    def __call__(
+        self, wave: jax.Array, length: jax.Array, quantizers: int
+    ) -> jax.Array:
         """Encode.
 
         Args:
@@ -119,7 +121,8 @@ class Encoder(nnx.Module):
             length: int [B], samples of each row that count; the rest is ignored.
             quantizers: how many codebooks to compute (released: 16).
         Returns:
-            int32 [B, W/1920, quantizers]; of row b the first ceil(length/1920) are valid.
+            int32 [B, W/1920, quantizers]; of row b the first ceil(length/1920) are
+            valid.
         """
         return self.quantizer.encode(self.embed(wave, length), quantizers)
 

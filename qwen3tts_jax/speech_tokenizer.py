@@ -1,0 +1,232 @@
+"""Qwen3TTSTokenizer: waves to codes and back, with the official names and arguments."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qwen3tts_jax import audio, hf, hf_keys, placement
+from qwen3tts_jax import config as configs
+from qwen3tts_jax.tokenizer_12hz import decoder as decoders
+from qwen3tts_jax.tokenizer_12hz import encoder as encoders
+
+# Shapes are padded to these, so that waves of other lengths compile nothing new.
+ENCODE_BUCKETS = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
+DECODE_CHUNK = 32  # frames decoded per program; a short rest takes SMALL_CHUNK
+SMALL_CHUNK = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderOutput:
+    """audio_codes: list of int32 [T, 16], one per wave."""
+
+    audio_codes: list[np.ndarray]
+
+
+class Qwen3TTSTokenizer:
+    """Qwen3-TTS-Tokenizer-12Hz: waves to codes and back."""
+
+    def __init__(
+        self, config, encoder, decoder, *, hf_config: dict, source: Path | None
+    ):
+        self.config, self.encoder, self.decoder = config, encoder, decoder
+        self._hf_config, self._source = hf_config, source
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        dtype=None,
+        device_map: str | None = None,
+        attn_implementation: str | None = None,
+        revision: str | None = None,
+    ) -> "Qwen3TTSTokenizer":
+        """Load an official directory or hub id.
+
+        Args:
+            dtype: None for float32, the released file's own; the official package lets
+                a bfloat16 model make its codec bfloat16 too, which costs quality.
+            device_map, attn_implementation, revision: see `Qwen3TTSModel`.
+        """
+        placement.check_attention(attn_implementation)
+        path = hf.resolve(pretrained_model_name_or_path, revision=revision)
+        hf_config = hf.read_json(path / "config.json")
+        config = configs.Tokenizer12HzConfig.from_hf(hf_config)
+        parts = hf.load(
+            path,
+            tokenizer_parts(config),
+            dtype=placement.dtype(dtype, jnp.float32),
+            device=placement.device(device_map),
+        )
+        return cls(config, **parts, hf_config=hf_config, source=path)
+
+    def encode(
+        self, audios: Any, sr: int | None = None, return_dict: bool = True
+    ) -> EncoderOutput | tuple:
+        """Codes of one or several waves.
+
+        Args:
+            audios: a path, URL, base64 text, array (with `sr`) or a list of one kind;
+                also (array, rate).  Any rate and any number of channels.
+            sr: Hz, of arrays.
+        Returns:
+            EncoderOutput, or (audio_codes,) without `return_dict`.  A wave of W samples
+            at 24 kHz makes ceil(W/1920) frames.
+
+        As in the official package a batch is zero-padded to its longest wave and not
+        masked: the last, partial frame of a shorter one may differ from what it gives
+        alone, every other frame is the same.
+        """
+        many = isinstance(audios, list | tuple) and not _is_pair(audios)
+        waves = [
+            audio.load(self._with_rate(a, sr), rate=self.config.input_sample_rate)
+            for a in (audios if many else [audios])
+        ]
+        codes = self._encode(waves) if waves else []
+        return EncoderOutput(codes) if return_dict else (codes,)
+
+    @staticmethod
+    def _with_rate(source, sr):
+        return (source, sr) if isinstance(source, np.ndarray) else source
+
+    def _encode(self, waves: list[np.ndarray]) -> list[np.ndarray]:
+        hop = self.config.samples_per_frame
+        longest = max(len(w) for w in waves)
+        frames = placement.bucket(-(-longest // hop), ENCODE_BUCKETS)
+        batch = np.zeros((len(waves), frames * hop), np.float32)
+        for row, wave in zip(batch, waves):
+            row[: len(wave)] = wave
+        length = np.full(len(waves), longest, np.int32)
+        with placement.exact():
+            codes = _encode(self.encoder, batch, length, self.config.quantizers)
+        return [c[: -(-len(w) // hop)] for c, w in zip(np.asarray(codes), waves)]
+
+    def decode(self, encoded: Any) -> tuple[list[np.ndarray], int]:
+        """Waves of codes.
+
+        Args:
+            encoded: what `encode` returned, {"audio_codes": ...}, a list of such dicts,
+                or a list of int arrays [T, 16]; rows of -1 at the end are padding.
+        Returns:
+            (list of float32 [T*1920] in [-1, 1], 24000).
+
+        Decoded with carried state, exactly as whole: the official package restarts
+            every 300 frames and departs from its own decoder after the first 300.
+        """
+        codes = [self._checked(c) for c in _code_list(encoded)]
+        longest = max(len(c) for c in codes)
+        batch = np.zeros((len(codes), longest, codes[0].shape[1]), np.int32)
+        for row, c in zip(batch, codes):
+            row[: len(c)] = c
+        wave = np.concatenate(list(self._chunks(batch)), axis=1)
+        hop = self.config.samples_per_frame
+        waves = [w[: len(c) * hop] for w, c in zip(wave, codes)]
+        return waves, self.config.output_sample_rate
+
+    def _chunks(self, codes: np.ndarray):
+        """Waves of successive chunks, the last one padded: causal, so harmless."""
+        dtype = self.decoder.pre_conv.kernel[...].dtype
+        state, start = self.decoder.init_state(len(codes), dtype), 0
+        while start < codes.shape[1]:
+            rest = codes.shape[1] - start
+            size = SMALL_CHUNK if rest <= SMALL_CHUNK else DECODE_CHUNK
+            chunk = codes[:, start : start + size]
+            chunk = np.pad(chunk, ((0, 0), (0, size - chunk.shape[1]), (0, 0)))
+            with placement.exact():
+                wave, state = _decode_step(self.decoder, chunk, state)
+            yield np.asarray(wave)
+            start += size
+
+    def _checked(self, codes) -> np.ndarray:
+        codes = np.asarray(codes)
+        groups, size = self.config.quantizers, self.config.decoder.codebook_size
+        if codes.ndim != 2 or codes.shape[1] != groups:
+            raise ValueError(
+                f"got codes of shape {codes.shape}, expected [T, {groups}]"
+            )
+        codes = codes[: int((codes[:, 0] > -1).sum())]
+        if not len(codes):
+            raise ValueError("got 0 frames of codes, expected at least 1")
+        if not np.issubdtype(codes.dtype, np.integer):
+            raise ValueError(f"got codes of dtype {codes.dtype}, expected integers")
+        if codes.min() < 0 or codes.max() >= size:
+            raise ValueError(
+                f"got codes from {codes.min()} to {codes.max()}, "
+                f"expected 0 to {size - 1}"
+            )
+        return codes
+
+    def save_pretrained(self, save_directory: str | Path, *, dtype=None) -> None:
+        """Write the official layout; the directory appears whole or not at all."""
+        with hf.new_directory(Path(save_directory)) as out:
+            self._save(out, dtype)
+
+    def _save(self, out: Path, dtype) -> None:
+        parts = tokenizer_parts(self.config)
+        modules = dict(encoder=self.encoder, decoder=self.decoder)
+        hf.save(out, {k: (modules[k], parts[k][1]) for k in parts}, dtype=dtype)
+        hf.write_json(out / "config.json", self._hf_config)
+        hf.copy_side_files(self._source, out)
+
+    def get_model_type(self) -> str:
+        return configs.TOKENIZER_12HZ
+
+    def get_input_sample_rate(self) -> int:
+        return self.config.input_sample_rate
+
+    def get_output_sample_rate(self) -> int:
+        return self.config.output_sample_rate
+
+    def get_encode_downsample_rate(self) -> int:
+        return self.config.samples_per_frame
+
+    def get_decode_upsample_rate(self) -> int:
+        return self.config.samples_per_frame
+
+
+def _code_list(encoded: Any) -> Sequence:
+    """The code arrays in any of the forms `decode` takes."""
+    if hasattr(encoded, "audio_codes"):
+        encoded = encoded.audio_codes
+    elif isinstance(encoded, dict):
+        encoded = encoded["audio_codes"]
+    elif isinstance(encoded, list) and encoded and isinstance(encoded[0], dict):
+        encoded = [e["audio_codes"] for e in encoded]
+    if isinstance(encoded, np.ndarray | jax.Array) and encoded.ndim == 2:
+        encoded = [encoded]
+    if not len(encoded):
+        raise ValueError("got no codes, expected a list of int arrays [T, 16]")
+    return encoded
+
+
+_encode = jax.jit(
+    lambda encoder, wave, length, quantizers: encoder(wave, length, quantizers),
+    static_argnums=3,
+)
+_decode_step = jax.jit(
+    lambda decoder, codes, state: decoder.step(codes, state), donate_argnums=2
+)
+
+
+def tokenizer_parts(config: configs.Tokenizer12HzConfig) -> dict[str, tuple]:
+    """name -> (abstract module, its key table) of a 12Hz tokenizer."""
+    return dict(
+        encoder=(
+            hf.abstract(encoders.Encoder, config.encoder),
+            hf_keys.tokenizer_12hz_encoder_rules(config.encoder),
+        ),
+        decoder=(
+            hf.abstract(decoders.Decoder, config.decoder),
+            hf_keys.tokenizer_12hz_decoder_rules(config.decoder),
+        ),
+    )
+
+
+def _is_pair(value) -> bool:
+    """Whether a value is one (array, rate)."""
+    return isinstance(value, tuple) and len(value) == 2 and np.isscalar(value[1])

@@ -1,0 +1,141 @@
+"""What every causal part promises, as checks that all its tests share.
+
+The streaming contract: steps over any chunking of a sequence give, joined, what one call
+over the whole gives; outputs and gradients.  Causality: input from some step on changes
+no output before it, not even in its last bit.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+RAGGED = (3, 1, 7, 1)  # chunk lengths of the mixed run, repeated
+
+
+def random_part(build, seed: int = 0):
+    """The module that `build` makes, with parameters drawn so that each of them matters.
+
+    Fresh modules hide much: layer scales near zero, biases at zero, heads without scale.
+    """
+    rng = np.random.default_rng(seed)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _draw(rng, path, leaf.shape), jax.eval_shape(build)
+    )
+
+
+def _draw(rng, path, shape) -> jax.Array:
+    name = [entry.name for entry in path if getattr(entry, "name", "value") != "value"][-1]
+    normal = rng.standard_normal(shape, np.float32)
+    if name == "scale":
+        normal = 1 + 0.3 * normal
+    elif len(shape) < 2:
+        normal = 0.3 * normal
+    elif name == "heads":  # [Q, D, V]
+        normal = normal * shape[-2] ** -0.5
+    elif name != "embedding":  # the last axis of a kernel is its output
+        normal = normal * math.prod(shape[:-1]) ** -0.5
+    return jnp.asarray(normal)
+
+
+def check_streaming(
+    step,
+    init_state,
+    x,
+    whole,
+    *,
+    part,
+    chunks: tuple[int, ...] = (1, 3, 7),
+    unit: int = 1,
+    tolerance: float = 1e-5,
+    gradients: bool = True,
+) -> None:
+    """Assert the streaming contract at each chunk length and at a ragged mix of them.
+
+    Args:
+        step: (part, x, state) -> (y, state), time on axis 1 of x and y.
+        init_state: the state before the first chunk.
+        x: array [B, T, ...]; T a multiple of unit.
+        whole: (part, x) -> y.
+        part: the pytree of parameters that `step` and `whole` take.
+        unit: steps of x that a chunk length counts in (the stride).
+        tolerance: largest difference of outputs, and of gradients per array, in units of
+            the largest value; float32 sums in another order differ by some 1e-6.
+        gradients: also compare those of a fixed random projection of the output, to
+            every parameter and, where x is not integer, to x.
+    """
+    expected = _outcome(whole, part, x, gradients)
+    for lengths in (*((n,) for n in chunks), RAGGED):
+        sizes = [unit * n for n in lengths]
+        got = _outcome(_chunked(step, init_state, sizes), part, x, gradients)
+        jax.tree_util.tree_map_with_path(
+            lambda path, a, b, lengths=lengths: _assert_close(
+                a, b, tolerance, f"chunks of {lengths}: {jax.tree_util.keystr(path)}"
+            ),
+            got,
+            expected,
+        )
+
+
+def _chunked(step, init_state, sizes: list[int]):
+    """(part, x) -> y by steps of these sizes, over and over; a rest may be shorter."""
+
+    def run(part, x):
+        def steps(state, x):
+            outputs, start = [], 0
+            while start < x.shape[1]:
+                size = sizes[len(outputs) % len(sizes)]
+                y, state = step(part, x[:, start : start + size], state)
+                outputs.append(y)
+                start += size
+            return state, jnp.concatenate(outputs, axis=1)
+
+        # a loop, so that a step is compiled once
+        rounds = x.shape[1] // sum(sizes)
+        looped = x[:, : rounds * sum(sizes)]
+        looped = looped.reshape(len(x), rounds, sum(sizes), *x.shape[2:])
+        state, y = jax.lax.scan(steps, init_state, jnp.moveaxis(looped, 1, 0))
+        y = jnp.moveaxis(y, 0, 1).reshape(len(x), -1, *y.shape[3:])
+        if rounds * sum(sizes) < x.shape[1]:
+            state, rest = steps(state, x[:, rounds * sum(sizes) :])
+            y = jnp.concatenate([y, rest], axis=1)
+        return y
+
+    return run
+
+
+def _outcome(run, part, x, gradients: bool) -> dict:
+    """The output and its projection's gradients, as one program."""
+    if not gradients:
+        return dict(output=jax.jit(run)(part, x))
+
+    def project(part, x):
+        y = run(part, x)
+        weights = np.random.default_rng(0).standard_normal(y.shape, np.float32)
+        return jnp.sum(weights * y), y
+
+    argnums = (0, 1) if jnp.issubdtype(x.dtype, jnp.floating) else 0
+    gradient, y = jax.jit(jax.grad(project, argnums, has_aux=True))(part, x)
+    return dict(output=y, gradient=gradient)
+
+
+def _assert_close(got, expected, tolerance: float, what: str) -> None:
+    got, expected = np.asarray(got), np.asarray(expected)
+    assert got.shape == expected.shape, what
+    assert np.isfinite(expected).all(), what
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(
+        got, expected, rtol=0, atol=tolerance * scale, err_msg=what
+    )
+
+
+def check_causal(run, x, *, at: int, same: int) -> None:
+    """Assert that x from step `at` on changes no output before `same`, but that one.
+
+    run: x -> y, both with time on axis 1.
+    """
+    run = jax.jit(run)
+    before, after = np.asarray(run(x)), np.asarray(run(x.at[:, at:].add(1)))
+    np.testing.assert_array_equal(before[:, :same], after[:, :same])
+    assert (before[:, same] != after[:, same]).any()
