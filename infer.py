@@ -1,6 +1,6 @@
 """Speak one text with a Qwen3-TTS 12Hz checkpoint and write a 24 kHz WAV file.
 
-The last line on stdout is a JSON object; progress and errors go to stderr.
+The last line on stdout is a JSON object; the rtf of a first run counts its compiling.
 Official weights: --model Qwen/Qwen3-TTS-12Hz-0.6B-Base downloads them when first used
 (`hf download Qwen/Qwen3-TTS-12Hz-0.6B-Base --local-dir DIR` does so beforehand).
 Without them, make random weights of the real 0.6B configuration, and hear their noise:
@@ -28,8 +28,9 @@ from qwen3tts_jax import config as configs
 
 FRAME_RATE = 12.5  # Hz
 SAMPLING = dict(temperature=float, top_k=int, top_p=float)  # flags for both heads
-CLONING = dict(ref_audio="Base", ref_text="Base", x_vector_only="Base")
-USED_BY = dict(CLONING, speaker="CustomVoice", instruct="VoiceDesign or 1.7B CustomVoice")
+USED_BY = dict(ref_audio="Base", ref_text="Base", x_vector_only="Base") | dict(
+    speaker="CustomVoice", instruct="VoiceDesign or 1.7B CustomVoice"
+)
 
 
 def refuse(bad: bool, message: str) -> None:
@@ -38,15 +39,13 @@ def refuse(bad: bool, message: str) -> None:
 
 
 def check_request(args) -> dict:
-    """Refuse what no checkpoint can do, fill in text and seed; returns the options."""
+    """Refuse what no checkpoint can do, read the text; returns sampling options."""
     if file := args.text_file:
-        refuse(not file.is_file(), f"got --text_file {str(file)!r}, expected a file")
         args.text = file.read_text("utf-8-sig", "replace").strip()
         refuse("\ufffd" in args.text, f"got {str(file)!r}, expected UTF-8; convert it")
-    refuse(not (args.text or "").strip(), f"got text {args.text!r}; give --text words")
-    args.seed = secrets.randbits(31) if args.seed is None else args.seed
+    refuse(not args.text, f"got text {args.text!r}; give some in --text or --text_file")
     refuse(not 0 <= args.seed < 2**32, f"got --seed {args.seed}, expected 0 to 2**32-1")
-    frames, draws = args.max_frames, False if args.greedy else None
+    frames, tokens = args.max_frames, args.max_frames and args.max_frames + 1
     refuse(frames is not None and frames < 1, f"got --max_frames {frames}, expected 1+")
     refuse(args.temperature == 0, "got --temperature 0; to draw nothing give --greedy")
     given = {name: v for name in SAMPLING if (v := getattr(args, name)) is not None}
@@ -54,47 +53,97 @@ def check_request(args) -> dict:
     for out in filter(None, (args.out, args.codes_out)):
         good = os.access(out.parent, os.W_OK) and not out.is_dir()
         refuse(not good, f"got {str(out)!r}, expected a file in a folder to write to")
-    return given | {f"subtalker_{name}": v for name, v in given.items()} | dict(
-        do_sample=draws,
-        subtalker_dosample=draws,
-        repetition_penalty=args.repetition_penalty,
-        max_new_tokens=frames and frames + 1,
-    )
+    both = given | {f"subtalker_{name}": value for name, value in given.items()}
+    both["do_sample"] = both["subtalker_dosample"] = False if args.greedy else None
+    return dict(both, repetition_penalty=args.repetition_penalty, max_new_tokens=tokens)
 
 
-def check_variant(args, config: configs.Qwen3TTSConfig) -> str:
-    """Refuse what this checkpoint cannot do; returns its name, as "0.6B Base"."""
-    size = config.size.replace("b", ".") + "B"  # 0b6, 1b7
+def check_variant(args, config: configs.Qwen3TTSConfig) -> tuple[str, dict]:
+    """Refuse what this checkpoint cannot do; returns its name and its own arguments."""
+    size, voice = config.size.replace("b", ".") + "B", {}  # 0b6, 1b7
     name = f"{size} {config.variant.title().replace('_', '')}"
     for flag, users in USED_BY.items():
-        unused = getattr(args, flag) and not name.endswith(tuple(users.split(" or ")))
-        refuse(unused, f"got --{flag} with a {name} model; only {users} can use it")
+        value, usable = getattr(args, flag), name.endswith(tuple(users.split(" or ")))
+        only = f"got --{flag} with a {name} model; only {users} can use it"
+        refuse(value and not usable, only)
+        voice |= {flag: value} if usable else {}
     prompt.language_id(config.talker, args.language, None)
     if config.variant == "custom_voice":
         prompt.speaker_id(config.talker, args.speaker or "(none: give --speaker)")
     if config.variant == "base":
         refuse(not args.ref_audio, f"got no --ref_audio; {name} needs a voice to clone")
-        mute = not args.x_vector_only and not (args.ref_text or "").strip()
-        refuse(mute, "got no --ref_text, what --ref_audio says; or add --x_vector_only")
-        args.ref_audio = audio.read(args.ref_audio)
-    return name
+        alone = voice["x_vector_only_mode"] = voice.pop("x_vector_only")
+        refuse(not (alone or args.ref_text), "no --ref_text: add it or --x_vector_only")
+        voice["ref_audio"] = audio.read(args.ref_audio)
+    return name, voice
 
 
 def speak(args) -> dict:
     """From arguments to files; returns what the last line of stdout says."""
-    options, path = check_request(args), hf.resolve(args.model)
+    options, path = check_request(args), hf.resolve(args.model, weights=False)
     config = configs.Qwen3TTSConfig.from_hf(hf.read_json(path / "config.json"))
-    name = check_variant(args, config)
+    name, voice = check_variant(args, config)
     sampling.Options.merge(options, hf.read_json(path / "generation_config.json"))
-    print(f"loading {name} from {path}", file=sys.stderr)
-    bundle = model.Qwen3TTSModel.from_pretrained(path, dtype=args.dtype)
-    what = args.text, args.language
-    if config.variant == "base":
-        how = args.ref_audio, args.ref_text, args.x_vector_only
-        voice = bundle.create_voice_clone_prompt(*how)
-        utterances = bundle.voice_clone_utterances(*what, voice_clone_prompt=voice)
-        print("reference analysed", file=sys.stderr)
-    elif config.variant == "custom_voice":
-        voice = dict(speaker=args.speaker, instruct=args.instruct)
-        utterances = bundle.custom_voice_utterances(*what
+    print(f"loading {name} from {args.model}", file=sys.stderr)
+    bundle = model.Qwen3TTSModel.from_pretrained(args.model, dtype=args.dtype)
+    make = getattr(bundle, f"{model.METHODS[config.variant]}_utterances")
+    utterances = make(args.text, language=args.language, **voice)
+    print("reference analysed" if args.ref_audio else "loaded", file=sys.stderr)
     start = time.perf_counter()
+
+    def report(frames: int) -> dict:
+        seconds, wall = frames / FRAME_RATE, round(time.perf_counter() - start, 3)
+        rtf = round(wall / seconds, 3)  # with the compiling that a first run needs
+        print(f"{frames} frames, {seconds:.1f} s, RTF {rtf:.2f}", file=sys.stderr)
+        return dict(frames=frames, audio_seconds=seconds, wall_seconds=wall, rtf=rtf)
+
+    [speech] = bundle.speak(utterances, seed=args.seed, on_progress=report, **options)
+    result = report(len(speech.codes)) | dict(stop_reason=speech.stop_reason)
+    if args.codes_out:
+        with tempfile.TemporaryDirectory(dir=args.codes_out.parent) as folder:
+            np.save(f"{folder}/codes.npy", speech.codes)
+            os.replace(f"{folder}/codes.npy", args.codes_out)
+    audio.write_wav(args.out, speech.wave)
+    return result | dict(seed=args.seed, model=name, out=str(args.out))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("infer.py", argparse.SUPPRESS, __doc__)  # no usage
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add, path = parser.add_argument, pathlib.Path
+    text = parser.add_mutually_exclusive_group()
+    text.add_argument("--text", type=str.strip, help="what to say, as one utterance")
+    text.add_argument("--text_file", type=path, help="UTF-8 file that holds it")
+    add("--model", help="checkpoint directory, or hub id to download")
+    add("--language", default=prompt.AUTO, help="of the text; default: %(default)s")
+    add("--speaker", help="CustomVoice: a voice of the checkpoint")
+    add("--instruct", help="VoiceDesign, 1.7B CustomVoice: voice or manner, in words")
+    add("--ref_audio", help="Base: recording to clone; path, http(s) address or base64")
+    add("--ref_text", type=str.strip, help="Base: what it says, word for word")
+    add("--x_vector_only", action="store_true", help="Base: clone without ref_text")
+    add("--out", type=path, default="out.wav", help="default: %(default)s")
+    add("--codes_out", type=path, help=".npy file for the codes, int32 [T, 16]")
+    add("--seed", type=int, default=secrets.randbits(31), help="default: a fresh one")
+    add("--greedy", action="store_true", help="draw nothing, in either head")
+    add("--max_frames", type=int, help="of 80 ms; default: a guard against runaways")
+    add("--dtype", choices=("float32", "bfloat16"), help="default: float32 on CPU only")
+    add("--repetition_penalty", type=float, help="on codebook 0; 1 for none")
+    for name, kind in SAMPLING.items():
+        add(f"--{name}", type=kind, help="for both heads: talker and code predictor")
+    args = parser.parse_args(argv)
+    if not args.model:
+        parser.error(f"got no --model, expected a directory or a hub id\n\n{__doc__}")
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        jax.config.update("jax_compilation_cache_dir", f"{cache}/qwen3tts_jax/xla")
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    try:
+        print(json.dumps(speak(args)))
+    except (OSError, TypeError, ValueError) as error:
+        parser.error(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        parser.exit(130, "infer.py: interrupted\n")
+
+
+if __name__ == "__main__":
+    main()

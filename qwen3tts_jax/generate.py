@@ -1,5 +1,4 @@
-"""Generation: prefill, then frames, one device program for as many as there is room
-for.
+"""Generation: prefill, then one device program for as many frames as there is room.
 
 One frame = 15 code-predictor steps, one talker step, and the choice of the next frame's
 codebook 0.  The host only enlarges the cache when it is full and reports progress.

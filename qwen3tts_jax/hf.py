@@ -307,12 +307,16 @@ def _write(path: Path, tensors: dict[str, np.ndarray]) -> None:
 
 # ------------------------------------------------------------ directories, JSON
 
-NEEDED = ("*.json", "*.safetensors", "*.txt")  # of a hub repository
+CONFIGS = ("*.json", "*.txt")  # what a hub repository needs besides its weights
 
 
-def resolve(path_or_id: str | Path, *, revision: str | None = None) -> Path:
+def resolve(
+    path_or_id: str | Path, *, revision: str | None = None, weights: bool = True
+) -> Path:
     """The local directory of a checkpoint: a directory, or a hub id to download.
 
+    Args:
+        weights: False downloads the configuration files alone.
     Raises: FileNotFoundError saying which of the two failed.
     """
     path = Path(path_or_id)
@@ -323,9 +327,10 @@ def resolve(path_or_id: str | Path, *, revision: str | None = None) -> Path:
             f"got {str(path_or_id)!r}, expected a checkpoint directory or a hub id "
             "such as Qwen/Qwen3-TTS-12Hz-0.6B-Base"
         )
+    patterns = [*CONFIGS, *["*.safetensors"] * weights]
     try:
         local = huggingface_hub.snapshot_download(
-            str(path_or_id), revision=revision, allow_patterns=NEEDED
+            str(path_or_id), revision=revision, allow_patterns=patterns
         )
     except Exception as error:  # the hub library raises network errors of many kinds
         raise FileNotFoundError(

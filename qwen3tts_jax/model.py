@@ -113,15 +113,15 @@ class Qwen3TTSModel:
         config = configs.Qwen3TTSConfig.from_hf(hf_config)
         generation_config = hf.read_json(path / "generation_config.json")
         tokenizer = texts.TextTokenizer.from_directory(path)
+        speech_tokenizer = speech_tokenizers.Qwen3TTSTokenizer.from_pretrained(
+            path / SPEECH_TOKENIZER, device_map=device_map
+        )
         device = placement.device(device_map)
         parts = hf.load(
             path,
             model_parts(config),
             dtype=placement.dtype(dtype, placement.default_dtype(device)),
             device=device,
-        )
-        speech_tokenizer = speech_tokenizers.Qwen3TTSTokenizer.from_pretrained(
-            path / SPEECH_TOKENIZER, device_map=device_map
         )
         return cls(
             config,

@@ -4,28 +4,26 @@ Every position holds text ids, codec ids, or both, and their embeddings are adde
 prompt is kept as ids (-1 where a track is silent), so that generation and training
 share these lines; `generate.py` embeds them.
 
-    position            text track                     codec track
-    instruction         ids of the instruction         -
-    role                <|im_start|> assistant \\n      -
-    thinking            tts_pad ...                    think, think_bos, language,
-    think_eos
-                                                       (language Auto: nothink,
-                                                       think_bos, think_eos)
-    speaker             tts_pad                        speaker id, or the x-vector
-    last mark           tts_bos                        codec_pad
-    then, streaming     first text id                  codec_bos; the rest of the text
-    and
-                                                       tts_eos trail, one per frame
-    or, non-streaming   text ... tts_eos               codec_pad ...
-                        tts_pad                        codec_bos; nothing trails
-    or, ICL streaming   reference and text, tts_eos    codec_bos, reference frames; what
-                                                       text is left trails, or tts_pad
-                                                       fills
-    or, ICL non-stream. reference and text, tts_eos    codec_pad ...
-                        tts_pad ...                    codec_bos, reference frames
+    position            text track                    codec track
+    instruction         ids of the instruction        -
+    role                <|im_start|> assistant \\n     -
+    thinking            tts_pad ...                   think, think_bos, language,
+                                                      think_eos; language Auto:
+                                                      nothink, think_bos, think_eos
+    speaker             tts_pad                       speaker id, or the x-vector
+    last mark           tts_bos                       codec_pad
+    then, streaming     first text id                 codec_bos; the rest of the text
+                                                      and tts_eos trail, one a frame
+    or, non-streaming   text ... tts_eos              codec_pad ...
+                        tts_pad                       codec_bos; nothing trails
+    or, ICL streaming   reference, text, tts_eos      codec_bos, reference frames; what
+                                                      text is left trails, or tts_pad
+                                                      fills up
+    or, ICL             reference, text, tts_eos      codec_pad ...
+    non-streaming       tts_pad ...                   codec_bos, reference frames
 
-Source: arXiv 2601.15621 (ChatML, dual track);
-Qwen3TTSForConditionalGeneration.generate.
+Source: arXiv 2601.15621 (ChatML, dual track); generate and generate_icl_prompt of
+Qwen3TTSForConditionalGeneration.
 """
 
 import dataclasses

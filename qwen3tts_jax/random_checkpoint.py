@@ -4,10 +4,9 @@
 
 For first steps, timing and tests: everything runs at its real size, and what comes out
 is noise.  Each tensor is drawn from a generator seeded by (seed, its name) alone and
-scaled
-so that every part matters: activations near 1, layer scales far from their initial
-values, codebooks as wide as what they quantise, waves inside [-1, 1].  The same seed
-makes the same bytes on every machine with the same NumPy stream.
+scaled so that every part matters: activations near 1, layer scales far from their
+initial values, codebooks as wide as what they quantise, waves inside [-1, 1].  The same
+seed makes the same bytes on every machine with the same NumPy stream.
 """
 
 import argparse
@@ -23,7 +22,18 @@ from qwen3tts_jax import config as configs
 from qwen3tts_jax import hf, model, released, speech_tokenizer, text
 
 DECODER_LEVEL_DECAY = 0.8  # width of a codebook relative to the one before
+ENCODER_SPREAD = 1.0  # of the encoder's codewords, which all see about as much
 EMPTY_CODEWORD = 7  # one entry without usage, so that its clamp matters
+
+# Official name -> factor on 1/sqrt(fan in), chosen by looking at activations.
+GAINS = (
+    (r"(codec_head|lm_head\.\d+)\.weight$", 2.0),
+    (r"^encoder\.encoder\.layers\.0\.", 8.0),  # speech is a tenth of full scale
+    (r"^encoder\.encoder\.layers\.\d+\.conv", 1.3),
+    (r"^decoder\.decoder\.\d+\.block\.[234]\.conv2", 0.4),
+    (r"^decoder\.decoder\.\d+\.block\.1\.conv", 0.6),
+    (r"^decoder\.decoder\.\d+\.conv\.weight", 0.3),
+)
 
 
 def write(
@@ -134,19 +144,6 @@ def _fan_in(key: str, shape: tuple[int, ...]) -> float:
         overlap = 1 if ".upsample." in key else 2  # kernel over stride
         return shape[0] * overlap
     return float(np.prod(shape[1:]))
-
-
-ENCODER_SPREAD = 1.0
-# Official name -> factor on 1/sqrt(fan in); found by looking at the activations'
-# spread.
-GAINS = (
-    (r"(codec_head|lm_head\.\d+)\.weight$", 2.0),
-    (r"^encoder\.encoder\.layers\.0\.", 8.0),  # speech is a tenth of full scale
-    (r"^encoder\.encoder\.layers\.\d+\.conv", 1.3),
-    (r"^decoder\.decoder\.\d+\.block\.[234]\.conv2", 0.4),
-    (r"^decoder\.decoder\.\d+\.block\.1\.conv", 0.6),
-    (r"^decoder\.decoder\.\d+\.conv\.weight", 0.3),
-)
 
 
 def _gain(key: str) -> float:

@@ -6,6 +6,8 @@ Everything that a request may vary is an array, so that nothing is compiled anew
 """
 
 import dataclasses
+import math
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +84,15 @@ class Options:
         return options
 
     def check(self) -> None:
+        """Raises: ValueError naming the first option of a wrong kind or range."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            kinds = {float: numbers.Real, int: numbers.Integral}.get(field.type, bool)
+            wrong = isinstance(value, bool) != (field.type is bool)
+            if wrong or not isinstance(value, kinds) or not math.isfinite(value):
+                raise ValueError(
+                    f"got {field.name}={value!r}, expected {field.type.__name__}"
+                )
         ranges = {
             "top_k": (self.top_k >= 0, "0 (no limit) or more"),
             "top_p": (0 < self.top_p <= 1, "a number in (0, 1]"),

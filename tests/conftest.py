@@ -4,10 +4,23 @@ import functools
 import pathlib
 from collections.abc import Callable
 
+import jax
+import make
+import parity
 import pytest
-import tiny
 
-from qwen3tts_jax import random_checkpoint, text
+from qwen3tts_jax import text
+
+
+def pytest_configure() -> None:
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    if parity.worst:
+        terminalreporter.section("largest errors, in standard deviations", sep="-")
+    for quantity, error in sorted(parity.worst.items()):
+        terminalreporter.line(f"{error:8.1e}  {quantity}")
 
 
 @pytest.fixture(scope="session")
@@ -23,18 +36,46 @@ def checkpoint(tmp_path_factory, tokenizer_dir) -> Callable[..., pathlib.Path]:
     """checkpoint(variant, size="0.6B", seed=1): a tiny random one, written once."""
 
     @functools.cache
-    def write(variant: str, size: str, seed: int) -> pathlib.Path:
-        out = tmp_path_factory.mktemp(f"{size}_{variant}")
-        random_checkpoint.write(
-            out,
-            tiny.tts_config(variant, size),
-            tiny.tokenizer_config(),
-            seed=seed,
-            text_files=tokenizer_dir,
-        )
+    def write(spec: make.Spec) -> pathlib.Path:
+        out = tmp_path_factory.mktemp(spec.name)
+        spec.write(out, tokenizer_dir)
         return out
 
-    def get(variant: str, size: str = "0.6B", seed: int = 1) -> pathlib.Path:
-        return write(variant, size, seed)
+    def get(
+        variant: str, size: str = "0.6B", seed: int = 1, *, eos_gain: float = 1.0
+    ) -> pathlib.Path:
+        return write(make.Spec(variant, size, seed, eos_gain))
 
     return get
+
+
+@pytest.fixture(scope="session")
+def goldens(tmp_path_factory, checkpoint) -> Callable[[make.Spec], parity.Golden]:
+    """Golden values beside their checkpoint: committed ones, or made now."""
+
+    @functools.cache
+    def get(spec: make.Spec) -> parity.Golden:
+        directory = checkpoint(
+            spec.variant, spec.size, spec.seed, eos_gain=spec.eos_gain
+        )
+        if spec in make.SPECS:
+            path = parity.GOLDEN / f"{spec.name}.safetensors"
+        else:
+            path = tmp_path_factory.mktemp("live") / f"{spec.name}.safetensors"
+            make.dump(official_python(), spec, directory, path)
+        return parity.Golden.read(path, directory)
+
+    return get
+
+
+def official_python() -> str:
+    python = make.official_python()
+    if python is None:
+        pytest.skip("no official package: set QWEN_TTS_PYTHON to a python that has it")
+    return python
+
+
+@pytest.fixture
+def golden(request, goldens) -> parity.Golden:
+    """The golden values that `parity.over` asks for."""
+    return goldens(request.param)

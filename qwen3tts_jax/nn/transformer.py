@@ -1,6 +1,7 @@
 """Block and Transformer: the stack in talker, predictor, encoder and decoder."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from qwen3tts_jax import config as configs
@@ -95,7 +96,5 @@ class Transformer(nnx.Module):
             for _ in range(self.config.layers)
         )
         return (
-            jax.tree.map(lambda *c: jax.numpy.stack(c), *caches)
-            if self.stacked
-            else caches
+            jax.tree.map(lambda *c: jnp.stack(c), *caches) if self.stacked else caches
         )

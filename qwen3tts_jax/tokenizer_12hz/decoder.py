@@ -60,12 +60,10 @@ class DecoderBlock(nnx.Module):
         return self.up.init_state(batch, dtype), units
 
     def step(self, x: jax.Array, state) -> tuple[jax.Array, Any]:
-        up, units = self.up.step(self.snake(x), state[0]), []
-        x, up_state = up
-        for unit, unit_state in zip(self.units, state[1]):
-            x, unit_state = unit.step(x, unit_state)
-            units.append(unit_state)
-        return x, (up_state, tuple(units))
+        up_state, unit_states = state
+        x, up_state = self.up.step(self.snake(x), up_state)
+        x, unit_states = _run(self.units, x, unit_states)
+        return x, (up_state, unit_states)
 
 
 class UpsampleBlock(nnx.Module):
@@ -179,18 +177,13 @@ class Decoder(nnx.Module):
         x = self.quantizer.decode(codes).astype(state.pre_conv.dtype)
         x, pre_conv = self.pre_conv.step(x, state.pre_conv)
         x, caches = self._transform(x, state)
-        upsample, blocks = [], []
-        for block, block_state in zip(self.upsample, state.upsample):
-            x, block_state = block.step(x, block_state)
-            upsample.append(block_state)
-        for block, block_state in zip((self.first_conv, *self.blocks), state.blocks):
-            x, block_state = block.step(x, block_state)
-            blocks.append(block_state)
+        x, upsample = _run(self.upsample, x, state.upsample)
+        x, blocks = _run((self.first_conv, *self.blocks), x, state.blocks)
         wave, wave_conv = self.wave_conv.step(self.snake(x), state.wave_conv)
         wave = jnp.clip(wave[:, :, 0].astype(jnp.float32), -1.0, 1.0)
         position = state.position + codes.shape[1]
         return wave, DecoderState(
-            position, pre_conv, caches, tuple(upsample), tuple(blocks), wave_conv
+            position, pre_conv, caches, upsample, blocks, wave_conv
         )
 
     def _transform(self, x: jax.Array, state: DecoderState):
@@ -208,3 +201,12 @@ class Decoder(nnx.Module):
         return self.step(codes, self.init_state(len(codes), dtype))[0]
 
     __call__ = decode
+
+
+def _run(parts, x: jax.Array, states: tuple) -> tuple[jax.Array, tuple]:
+    """Step x through parts one after the other; (x, their new states)."""
+    after = []
+    for part, state in zip(parts, states):
+        x, state = part.step(x, state)
+        after.append(state)
+    return x, tuple(after)

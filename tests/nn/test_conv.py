@@ -14,10 +14,8 @@ from qwen3tts_jax.nn import conv
 # float32 sums of up to some hundred products against float64
 PLAIN = dict(rtol=1e-5, atol=1e-5)
 CONVS = [
-    dict(kernel_size=1),
     dict(kernel_size=7),
     dict(kernel_size=3, dilation=4),
-    dict(kernel_size=4, stride=2),
     dict(kernel_size=6, stride=3, dilation=2, bias=False),
 ]
 TRANSPOSED = [dict(kernel_size=6, stride=3), dict(kernel_size=2, stride=2)]
@@ -71,7 +69,7 @@ def test_convolution_is_its_definition(options):
 @pytest.mark.parametrize("options", CONVS, ids=str)
 def test_convolution_streams(options):
     unit = options.get("stride", 1)
-    check_streaming(causal(**options), inputs(15 * unit), unit=unit)
+    check_streaming(causal(**options), inputs(21 * unit), unit=unit)
 
 
 @pytest.mark.parametrize("options", CONVS, ids=str)
@@ -99,7 +97,7 @@ def test_transposed_convolution_is_its_definition(options):
 
 @pytest.mark.parametrize("options", TRANSPOSED, ids=str)
 def test_transposed_convolution_streams(options):
-    check_streaming(transposed(**options), inputs(15))
+    check_streaming(transposed(**options), inputs(21))
 
 
 @pytest.mark.parametrize("options", TRANSPOSED, ids=str)
@@ -130,7 +128,7 @@ def test_convnext_block_is_its_formula():
 
 
 def test_convnext_block_streams():
-    check_streaming(convnext(), inputs(15, channels=4))
+    check_streaming(convnext(), inputs(21, channels=4))
 
 
 def test_convnext_block_sees_the_past_only():

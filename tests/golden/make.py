@@ -1,0 +1,198 @@
+"""Write the golden files: tiny random checkpoints, run through the official package.
+
+    QWEN_TTS_PYTHON=/path/to/python python tests/golden/make.py [NAME ...]
+
+QWEN_TTS_PYTHON names a Python with the official package (official.py says what it
+needs); what runs this file needs this package, installed.  Each file takes about half a
+minute.  Do it again after any change to random_checkpoint.py, tiny.py or the dumpers:
+a golden file notes a fingerprint of its checkpoint and its inputs, and the tests refuse
+a file whose notes no longer fit.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+HERE = pathlib.Path(__file__).parent
+sys.path.append(str(HERE.parent))
+
+import inputs
+import tiny
+
+from qwen3tts_jax import random_checkpoint
+
+RECORDING = HERE.parent / "recordings" / "allison_en.flac"
+SAMPLING = "sampling"  # a file of its own: its values depend on no weights
+LANGUAGE = ("generation", "predictor", "training")
+CODEC = ("encode", "decode")
+CLONING = ("speaker", "references")
+TOLERANCE = 1e-6  # of fingerprints: one rounding of one weight in a thousand
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A tiny checkpoint and what to run on it.
+
+    Attributes:
+        seed: of the weights and of the inputs.
+        eos_gain: how much longer the end token's row of the codec head is, chosen such
+            that some row of a batch ends early.
+        parts: see dump_official.py.
+    """
+
+    variant: str
+    size: str
+    seed: int
+    eos_gain: float = 1.0
+    parts: tuple[str, ...] = LANGUAGE
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}_{self.size}"
+
+    def write(self, out: pathlib.Path, text_files: pathlib.Path | None = None) -> None:
+        random_checkpoint.write(
+            out,
+            tiny.tts_config(self.variant, self.size),
+            tiny.tokenizer_config(),
+            seed=self.seed,
+            eos_gain=self.eos_gain,
+            text_files=text_files,
+        )
+
+
+SPECS = (
+    Spec("base", "0.6B", 1, parts=LANGUAGE + CODEC + CLONING),
+    Spec("base", "1.7B", 2, parts=LANGUAGE + CODEC + CLONING),
+    Spec("custom_voice", "0.6B", 3),
+    Spec("custom_voice", "1.7B", 4),
+    Spec("voice_design", "1.7B", 5),
+    Spec("voice_design", "0.6B", 6),  # never released, but any size must work
+)
+
+
+# ---------------------------------------------------------------- fingerprints
+
+
+def fingerprint(directory: pathlib.Path) -> dict:
+    """What tells one checkpoint from another.
+
+    Returns:
+        "config.json" and "speech_tokenizer/config.json": a digest of the contents;
+        each part by the first two words of its official names: mean, standard deviation
+        and last element of all its weights.
+    """
+    found = {}
+    for folder in (".", "speech_tokenizer"):
+        path = directory / folder / "config.json"
+        values = json.dumps(json.loads(path.read_text("utf-8")), sort_keys=True)
+        name = str(path.relative_to(directory))
+        found[name] = hashlib.sha256(values.encode()).hexdigest()
+        found |= _statistics(directory / folder / "model.safetensors")
+    return found
+
+
+def _statistics(path: pathlib.Path) -> dict[str, list[float]]:
+    parts: dict[str, list[np.ndarray]] = {}
+    for key, tensor in sorted(safetensors.numpy.load_file(path).items()):
+        part = ".".join(key.split(".")[:2])
+        parts.setdefault(part, []).append(tensor.astype(np.float64).ravel())
+    return {part: summary(np.concatenate(arrays)) for part, arrays in parts.items()}
+
+
+def summary(array: np.ndarray) -> list[float]:
+    return [float(np.mean(array)), float(np.std(array)), float(array[-1])]
+
+
+def differences(noted: dict, found: dict) -> list[str]:
+    """Names whose fingerprints are not the same."""
+    return [
+        name
+        for name in sorted(noted.keys() | found.keys())
+        if not _same(noted.get(name), found.get(name))
+    ]
+
+
+def _same(noted, found) -> bool:
+    if isinstance(noted, list) and isinstance(found, list):
+        return bool(np.allclose(noted, found, rtol=TOLERANCE, atol=TOLERANCE))
+    return noted == found
+
+
+# --------------------------------------------------------------------- dumping
+
+
+def official_python() -> str | None:
+    """A Python with the official package, or None."""
+    if found := os.environ.get("QWEN_TTS_PYTHON"):
+        return found
+    return sys.executable if importlib.util.find_spec("qwen_tts") else None
+
+
+def run(python: str, script: str, *arguments) -> None:
+    """Run a file of this folder; raises RuntimeError with the end of what it said."""
+    command = [python, str(HERE / script), *map(str, arguments)]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{script} failed:\n{done.stderr[-4000:]}")
+
+
+def dump(
+    python: str, spec: Spec, directory: pathlib.Path, out: pathlib.Path, **notes
+) -> None:
+    """Write the golden file of a checkpoint.  notes: more of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        parts = [pathlib.Path(folder) / "main.safetensors"]
+        common = (directory, "--seed", spec.seed, "--out")
+        recording = ("--recording", RECORDING) if set(CLONING) <= set(spec.parts) else ()
+        run(python, "dump_official.py", *common, parts[0], *recording, "--only", *spec.parts)
+        if recording:
+            parts.append(pathlib.Path(folder) / "clone.safetensors")
+            run(python, "dump_clone.py", *common, parts[1])
+        arrays, merged = {}, {}
+        for part in parts:
+            with safetensors.safe_open(part, "numpy") as file:
+                merged |= json.loads(file.metadata()["notes"])
+                arrays |= {key: file.get_tensor(key) for key in file.keys()}
+    merged["checkpoint"] = dataclasses.asdict(spec) | {
+        "fingerprint": fingerprint(directory)
+    }
+    text = json.dumps(merged | notes, ensure_ascii=False, sort_keys=True)
+    safetensors.numpy.save_file(arrays, out, metadata={"notes": text})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [SAMPLING, *(spec.name for spec in SPECS)]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {names}")
+    wanted = parser.parse_args().names or names
+    python = official_python()
+    if not set(wanted) <= set(names) or python is None:
+        parser.error(f"expected names of {names}, and QWEN_TTS_PYTHON to be set")
+    sampling = dataclasses.replace(SPECS[0], parts=(SAMPLING,))
+    for name, spec in zip(names, (sampling, *SPECS)):
+        if name not in wanted:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            directory, out = pathlib.Path(folder) / "checkpoint", HERE / f"{name}.safetensors"
+            spec.write(directory)
+            dump(python, spec, directory, out)
+        print(f"{out.name}: {out.stat().st_size / 1e3:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""Rotary positions, masks, caches and attention against their definitions."""
+
+import contract
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from qwen3tts_jax import config as configs
+from qwen3tts_jax.nn import attention
+
+CONFIG = configs.TransformerConfig(
+    dim=12,
+    ffn=16,
+    layers=1,
+    heads=6,
+    kv_heads=2,
+    head_dim=4,
+    rope_theta=100.0,
+    norm_eps=1e-6,
+    qk_norm=True,
+)
+WINDOW = 4
+WINDOWED = configs.dataclasses.replace(CONFIG, window=WINDOW)
+# float32 against float64, or against float32 sums in another order
+PLAIN = dict(rtol=1e-5, atol=1e-5)
+
+
+def part(config=CONFIG):
+    return contract.random_part(
+        lambda: attention.Attention(config, rngs=nnx.Rngs(0)), seed=2
+    )
+
+
+def inputs(length, batch=2):
+    return jax.random.normal(jax.random.key(1), (batch, length, CONFIG.dim))
+
+
+def angles(positions):
+    """Of positions [T], for every row."""
+    positions = jnp.asarray(positions)[None]
+    return attention.rope_angles(positions, CONFIG.head_dim, CONFIG.rope_theta)
+
+
+def whole(part, x):
+    length = x.shape[1]
+    mask = attention.causal_mask(length, part.config.window)
+    return part(x, angles(jnp.arange(length)), mask)[0]
+
+
+# -------------------------------------------------------------- positions, masks
+
+
+def test_rope_is_a_rotation_of_each_pair():
+    x = np.asarray(jax.random.normal(jax.random.key(0), (2, 3, 5, 8)))
+    positions = np.array([[0, 1, 2], [700, 3, 31000]])
+    expected = np.zeros(x.shape)
+    for b, t, n, i in np.ndindex(2, 3, 5, 4):
+        angle = positions[b, t] / 1e6 ** (2 * i / 8)
+        first, second = float(x[b, t, n, i]), float(x[b, t, n, i + 4])
+        expected[b, t, n, i] = first * np.cos(angle) - second * np.sin(angle)
+        expected[b, t, n, i + 4] = second * np.cos(angle) + first * np.sin(angle)
+    turned = attention.apply_rope(
+        jnp.asarray(x), attention.rope_angles(jnp.asarray(positions), 8, 1e6)
+    )
+    # float32 angles: half of the spacing of numbers near 31000 is 1e-3
+    np.testing.assert_allclose(turned[0], expected[0], atol=1e-5)
+    np.testing.assert_allclose(turned[1], expected[1], atol=5e-3)
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 20])
+def test_causal_mask_is_its_definition(window):
+    mask = np.asarray(attention.causal_mask(7, window))
+    assert mask.shape == (1, 7, 7)
+    for query, key in np.ndindex(7, 7):
+        seen = query - key < (7 if window is None else window) and key <= query
+        assert mask[0, query, key] == seen
+
+
+def test_cache_mask_is_its_definition():
+    pads = [0, 2, 9]
+    mask = attention.cache_mask(jnp.int32(4), jnp.asarray(pads), 3, 10)
+    assert mask.shape == (3, 3, 10)
+    for row, query, slot in np.ndindex(3, 3, 10):
+        assert mask[row, query, slot] == (pads[row] <= slot <= 4 + query)
+
+
+def test_window_mask_is_its_definition():
+    """Slot s of a WindowCache and its extension is position `position - 3 + s`."""
+    for position in (0, 2, 9):
+        mask = attention.window_mask(jnp.int32(position), 5, WINDOW)
+        assert mask.shape == (1, 5, WINDOW - 1 + 5)
+        for query, slot in np.ndindex(5, WINDOW - 1 + 5):
+            key = position - (WINDOW - 1) + slot
+            distance = position + query - key
+            assert mask[0, query, slot] == (key >= 0 and 0 <= distance < WINDOW)
+
+
+# --------------------------------------------------------------------- attention
+
+
+def test_attend_is_softmax_per_head():
+    """Query heads 0, 1, 2 share kv head 0, and 3, 4, 5 share kv head 1."""
+    rng = np.random.default_rng(0)
+    query = rng.standard_normal((2, 5, 6, 4), np.float32)
+    key, value = rng.standard_normal((2, 2, 7, 2, 4), np.float32)
+    mask = rng.random((2, 5, 7)) < 0.6
+    mask[:, :, 0] = True  # every query sees something
+    expected = np.zeros(query.shape)
+    for b, t, n in np.ndindex(2, 5, 6):
+        keys, values = (a[b, mask[b, t], n // 3].astype(float) for a in (key, value))
+        weights = np.exp(keys @ query[b, t, n] / 2)  # sqrt(head_dim) = 2
+        expected[b, t, n] = weights @ values / weights.sum()
+    y = attention.attend(*map(jnp.asarray, (query, key, value, mask)))
+    np.testing.assert_allclose(y, expected, **PLAIN)
+
+
+def test_attend_takes_softmax_in_float32():
+    rng = np.random.default_rng(0)
+    shapes = ((1, 5, 2, 64), (1, 200, 2, 64), (1, 200, 2, 64))
+    narrow = [jnp.asarray(rng.standard_normal(s), jnp.bfloat16) for s in shapes]
+    mask = jnp.ones((1, 5, 200), bool)
+    y = attention.attend(*narrow, mask)
+    assert y.dtype == jnp.bfloat16
+    expected = attention.attend(*(a.astype(jnp.float32) for a in narrow), mask)
+    scale = np.abs(expected).max()
+    # two roundings to 8 bits: of the weights and of the result
+    difference = np.abs(np.asarray(y, np.float32) - np.asarray(expected)).max()
+    assert difference < 2**-8 * scale
+
+
+def test_a_query_that_sees_nothing_stays_finite():
+    x = inputs(3)
+    y, _ = part()(x, angles(jnp.arange(3)), jnp.zeros((1, 3, 3), bool))
+    assert np.isfinite(y).all()
+
+
+def test_attention_sees_the_past_only():
+    contract.check_causal(lambda x: whole(part(), x), inputs(9), at=5, same=5)
+
+
+def test_attention_sees_its_window_only():
+    x = inputs(9)
+    same = whole(part(WINDOWED), x)
+    far = whole(part(WINDOWED), x.at[:, 2].add(1))
+    np.testing.assert_array_equal(same[:, 2 + WINDOW :], far[:, 2 + WINDOW :])
+    assert (same[:, 1 + WINDOW] != far[:, 1 + WINDOW]).any()
+
+
+# ------------------------------------------------------------------------ caches
+
+
+def step_cached(part, x, cache):
+    length, size = x.shape[1], cache.keys.shape[1]
+    positions = cache.index + jnp.arange(length)
+    no_pads = jnp.zeros(len(x), jnp.int32)
+    mask = attention.cache_mask(cache.index, no_pads, length, size)
+    return part(x, angles(positions), mask, cache)
+
+
+def test_kv_cache_streams():
+    """A prefill and steps are chunks too; two slots of the cache stay empty."""
+    cache = attention.KVCache.zeros(CONFIG, 2, 23, jnp.float32)
+    contract.check_streaming(step_cached, cache, inputs(21), whole, part=part())
+
+
+def test_kv_cache_grows_in_the_middle():
+    x, layer = inputs(9), part()
+    cache = attention.KVCache.zeros(CONFIG, 2, 6, jnp.float32)
+    first, cache = step_cached(layer, x[:, :6], cache)
+    second, cache = step_cached(layer, x[:, 6:], cache.grow(11))
+    y = np.concatenate([first, second], axis=1)
+    np.testing.assert_allclose(y, whole(layer, x), **PLAIN)
+    assert cache.keys.shape[1] == 11 and int(cache.index) == 9
+
+
+@pytest.mark.parametrize("padding", [0.0, 1e3, np.nan])
+def test_a_padded_row_gives_what_it_gives_alone(padding):
+    """Rows of 6, 4 and 1 steps, left-padded; what stands in the padding is not seen."""
+    layer, lengths = part(), (6, 4, 1)
+    alone = [inputs(6, batch=3)[row : row + 1, :n] for row, n in enumerate(lengths)]
+    pads = jnp.asarray([6 - n for n in lengths])
+    x = [jnp.pad(a, ((0, 0), (6 - a.shape[1], 0), (0, 0)), constant_values=padding)
+         for a in alone]
+    positions = jnp.maximum(jnp.arange(6)[None] - pads[:, None], 0)
+    mask = attention.cache_mask(jnp.int32(0), pads, 6, 8)
+    cache = attention.KVCache.zeros(CONFIG, 3, 8, jnp.float32)
+    rope = attention.rope_angles(positions, CONFIG.head_dim, CONFIG.rope_theta)
+    y, _ = layer(jnp.concatenate(x), rope, mask, cache)
+    for row, n in enumerate(lengths):
+        expected = whole(layer, alone[row])[0]
+        np.testing.assert_allclose(y[row, 6 - n :], expected, **PLAIN)
+
+
+def step_windowed(part, x, state):
+    position, cache = state
+    length = x.shape[1]
+    mask = attention.window_mask(position, length, WINDOW)
+    y, cache = part(x, angles(position + jnp.arange(length)), mask, cache)
+    return y, (position + length, cache)
+
+
+def test_window_cache_streams():
+    state = jnp.int32(0), attention.WindowCache.zeros(WINDOWED, 2, jnp.float32)
+    contract.check_streaming(
+        step_windowed, state, inputs(21), whole, part=part(WINDOWED)
+    )

@@ -1,0 +1,60 @@
+"""Teacher-forced losses, against the official parts on the same frames."""
+
+import inputs
+import jax
+import numpy as np
+import parity
+
+from qwen3tts_jax import prompt
+from qwen3tts_jax.training import losses
+
+LOSS_CLOSE = 1e-4  # nats; float32 sums differ by some 1e-6
+LENGTH, FRAMES = 64, inputs.TRAINED + 3  # padded sizes
+
+teacher_forced = jax.jit(losses.teacher_forced)
+
+
+def batch_of(golden, names, frames: int = FRAMES) -> dict[str, np.ndarray]:
+    prompts = [u.prompt for name in names for u in golden.utterances(name)]
+    made = prompt.collate(golden.model.config, prompts, length=LENGTH, trailing=frames)
+    return parity.fields(made)
+
+
+def run(golden, names) -> losses.Losses:
+    """Losses of the training codes, padded with codes that must not count."""
+    codes = np.zeros((len(names), FRAMES, inputs.CODEBOOKS), np.int32)
+    codes[:, : inputs.TRAINED] = inputs.training_codes(golden.seed)[None]
+    frames = np.full(len(names), inputs.TRAINED, np.int32)
+    lm, batch = golden.model.language_model, batch_of(golden, names)
+    return jax.tree.map(np.asarray, teacher_forced(lm, batch, codes, frames))
+
+
+def cases(golden) -> tuple[str, ...]:
+    return inputs.TRAINING_CASES[golden.model.config.variant]
+
+
+@parity.over("training")
+def test_losses_of_every_codebook(golden):
+    """Of both layouts, one by one; the end token only where it is asked for."""
+    for name in cases(golden):
+        made, key = run(golden, [name]), f"training/{name}"
+        theirs = golden.arrays[f"{key}/losses"]
+        parity.assert_close(
+            "losses", made.cross_entropy, theirs, LOSS_CLOSE, scale=1
+        )
+        theirs = golden.arrays[f"{key}/loss_0_with_eos"]
+        parity.assert_close("losses", made.first_with_eos, theirs, LOSS_CLOSE, scale=1)
+        total = made.first_with_eos + 0.3 * made.cross_entropy[1:].mean()
+        parity.assert_close("total loss", made.total, total, LOSS_CLOSE, scale=1)
+
+
+@parity.over("training")
+def test_losses_of_a_ragged_batch_are_means_over_its_rows(golden):
+    """Prompts of unlike lengths, each with the same number of frames."""
+    names = cases(golden)
+    made = run(golden, names)
+    keys = [f"training/{name}" for name in names]
+    theirs = np.mean([golden.arrays[f"{key}/losses"] for key in keys], axis=0)
+    parity.assert_close("losses", made.cross_entropy, theirs, LOSS_CLOSE, scale=1)
+    theirs = np.mean([golden.arrays[f"{key}/loss_0_with_eos"] for key in keys])
+    parity.assert_close("losses", made.first_with_eos, theirs, LOSS_CLOSE, scale=1)
