@@ -62,17 +62,10 @@ def goldens(tmp_path_factory, checkpoint) -> Callable[[make.Spec], parity.Golden
             path = parity.GOLDEN / f"{spec.name}.safetensors"
         else:
             path = tmp_path_factory.mktemp("live") / f"{spec.name}.safetensors"
-            make.dump(official_python(), spec, directory, path)
+            make.dump(parity.official_python(), spec, directory, path)
         return parity.Golden.read(path, directory)
 
     return get
-
-
-def official_python() -> str:
-    python = make.official_python()
-    if python is None:
-        pytest.skip("no official package: set QWEN_TTS_PYTHON to a python that has it")
-    return python
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Golden files beside the checkpoints they were made from, and how to compare with them.
+"""Golden files, the checkpoints they were made from, and how to compare the two.
 
 Every comparison is a test that takes the fixture `golden`, a `Golden`: of a committed
 file, or, under `-m oracle`, of one that the official package has just made from fresh
@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import safetensors
 
-from qwen3tts_jax import generate, prompt
+from qwen3tts_jax import generate, prompt, voice_clone
 from qwen3tts_jax import model as models
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -29,7 +29,7 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 # logits, 2e-5 for waves).  These are ten times that.
 CLOSE = 1e-4
 WAVE_CLOSE = 2e-4
-# The best two scores of a choice are nearly a tie when such errors could turn them over.
+# A choice is nearly a tie when such errors could turn its two best scores over.
 TIE = 1e-4
 
 
@@ -66,7 +66,13 @@ class Golden:
 
     @functools.cached_property
     def model(self) -> models.Qwen3TTSModel:
-        return models.Qwen3TTSModel.from_pretrained(self.directory, dtype="float32")
+        tts = models.Qwen3TTSModel.from_pretrained(self.directory, dtype="float32")
+        # Without its tables of names, which prompts take from the whole configuration,
+        # models of one size share their compiled programs.
+        talker = tts.language_model.talker
+        tables = dict(language_ids=(), speaker_ids=(), speaker_dialects=())
+        talker.config = dataclasses.replace(talker.config, **tables)
+        return tts
 
     @property
     def committed(self) -> bool:
@@ -84,12 +90,41 @@ class Golden:
 
     @functools.cache  # noqa: B019 (a golden file lives as long as the tests)
     def utterances(self, name: str) -> list[models.Utterance]:
-        """One of `cases`, ready to speak."""
-        return utterances(self.model, self.cases[name], self.seed)
+        """One of `cases`, ready to speak; reference codes are the official ones."""
+        case, tts = self.cases[name], self.model
+        options = dict(language=list(case.languages))
+        options |= dict(non_streaming_mode=case.non_streaming)
+        if tts.config.variant == "base":
+            speak = tts.voice_clone_utterances
+            options |= dict(voice_clone_prompt=self.voices(name))
+        elif tts.config.variant == "custom_voice":
+            speak = tts.custom_voice_utterances
+            options |= dict(speaker=list(case.speakers), instruct=list(case.instructs))
+        else:
+            speak = tts.voice_design_utterances
+            options |= dict(instruct=list(case.instructs))
+        return speak(list(case.texts), **options)
+
+    def voices(self, name: str) -> list[voice_clone.VoiceClonePromptItem]:
+        """The voices of one of `cases`.
+
+        Their codes are the official ones, so that a near tie between codewords is a
+        matter of the encoder's tests alone.
+        """
+        case, waves, items = self.cases[name], inputs.references(self.seed), []
+        for name, said in zip(case.references, case.reference_texts):
+            items += self.model.create_voice_clone_prompt(
+                (waves[name], inputs.SAMPLE_RATE),
+                ref_text=said,
+                x_vector_only_mode=said is None,
+            )
+            if said is not None:
+                items[-1].ref_code = self.arrays[f"reference/{name}/codes"]
+        return items
 
     @functools.cached_property
     def read_prompts(self) -> dict[str, list["ReadPrompt"]]:
-        """Case -> rows.  All prompts are read as one batch: one program, more padding."""
+        """Case -> rows.  All are read as one batch: one program, and more padding."""
         cases = {name: self.utterances(name) for name in self.cases}
         prompts = [u.prompt for rows in cases.values() for u in rows]
         found = iter(read_prompts(self.model, prompts))
@@ -128,10 +163,12 @@ class ReadPrompt:
     logits: np.ndarray
 
 
+ROWS, LENGTH, TRAILING = 14, 96, 32  # padded sizes: one program for each model size
+
+
 def read_prompts(tts, prompts: list[prompt.Prompt]) -> list[ReadPrompt]:
-    length = max(len(p.text) for p in prompts)
-    width = max(len(p.trailing) for p in prompts)
-    batch = prompt.collate(tts.config, prompts, length=length, trailing=width)
+    rows = prompts + prompts[:1] * (ROWS - len(prompts))
+    batch = prompt.collate(tts.config, rows, length=LENGTH, trailing=TRAILING)
     read = _read(tts.language_model, fields(batch), np.int32([tts.config.tts_pad_id]))
     embeds, hidden, trailing, tts_pad, logits = map(np.asarray, read)
     return [
@@ -160,26 +197,6 @@ def fields(batch: prompt.Batch) -> dict[str, np.ndarray]:
     return {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
 
 
-def utterances(tts, case: inputs.Case, seed: int) -> list[models.Utterance]:
-    texts, languages = list(case.texts), list(case.languages)
-    mode = dict(non_streaming_mode=case.non_streaming)
-    if tts.config.variant == "custom_voice":
-        voice = dict(speaker=list(case.speakers), instruct=list(case.instructs))
-        return tts.custom_voice_utterances(texts, language=languages, **voice, **mode)
-    if tts.config.variant == "voice_design":
-        voice = dict(instruct=list(case.instructs))
-        return tts.voice_design_utterances(texts, language=languages, **voice, **mode)
-    items, waves = [], inputs.references(seed)
-    for name, said in zip(case.references, case.reference_texts):
-        items += tts.create_voice_clone_prompt(
-            (waves[name], inputs.SAMPLE_RATE),
-            ref_text=said,
-            x_vector_only_mode=said is None,
-        )
-    voice = dict(voice_clone_prompt=items)
-    return tts.voice_clone_utterances(texts, language=languages, **voice, **mode)
-
-
 # --------------------------------------------------------------- which to compare
 
 FRESH_SEED = int(os.environ.get("QWEN_TTS_SEED", 1001))  # of the live comparison
@@ -190,6 +207,13 @@ FRESH = (
     make.Spec("voice_design", "0.6B", FRESH_SEED + 2, eos_gain=2.0),
     make.Spec("base", "1.7B", FRESH_SEED + 3, parts=EVERYTHING),
 )
+
+
+def official_python() -> str:
+    python = make.official_python()
+    if python is None:
+        pytest.skip("no official package: set QWEN_TTS_PYTHON to a python that has it")
+    return python
 
 
 def over(part: str):
@@ -222,8 +246,9 @@ def assert_close(quantity: str, ours, theirs, tolerance: float, *, scale=None) -
 def assert_codes(ours, theirs, ties, margins) -> int:
     """Codes [T, Q] equal; returns how many frames a near tie excuses.
 
-    After a choice that was nearly a tie the later codebooks of that frame, which quantise
-    what is left, may differ too.  ties: int [n, 2], (frame, codebook) of small margins.
+    After a choice that was nearly a tie the later codebooks of that frame, which
+    quantise what is left, may differ too.  ties: int [n, 2], (frame, codebook) of small
+    margins.
     """
     assert ours.shape == theirs.shape
     excused = {tuple(at) for at, margin in zip(ties, margins) if margin < TIE}

@@ -60,8 +60,8 @@ def assert_row(golden, key: str, row: int, made: generate.Generated) -> int:
         arrays[f"{key}/residual/near_tie_margins"][mine],
     )
     if compared == length:
-        whole = MAX_NEW_TOKENS - 1
-        assert made.stop_reason == (generate.EOS if length < whole else generate.MAX_FRAMES)
+        ends_early = length < MAX_NEW_TOKENS - 1
+        assert made.stop_reason == (generate.EOS if ends_early else generate.MAX_FRAMES)
     return compared
 
 

@@ -1,4 +1,4 @@
-"""Speaker embeddings, against the official encoder: log-mel front end and ECAPA-TDNN."""
+"""Speaker embeddings from waves, against the official front end and ECAPA-TDNN."""
 
 import inputs
 import make

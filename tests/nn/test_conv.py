@@ -63,7 +63,7 @@ def test_convolution_is_its_definition(options):
             at = t * stride + stride - 1 - (len(kernel) - 1 - tap) * dilation
             if at >= 0:
                 expected[:, t] += wide[:, at] @ kernel[tap]
-    np.testing.assert_allclose(part(x), expected, **PLAIN)
+    np.testing.assert_allclose(jax.jit(part)(x), expected, **PLAIN)
 
 
 @pytest.mark.parametrize("options", CONVS, ids=str)
@@ -92,7 +92,7 @@ def test_transposed_convolution_is_its_definition(options):
     for time, tap in enumerate(kernel):
         full[:, time : time + 9 * stride] += spread @ tap
     expected = full[:, : 9 * stride] + np.asarray(part.bias[...])
-    np.testing.assert_allclose(part(x), expected, **PLAIN)
+    np.testing.assert_allclose(jax.jit(part)(x), expected, **PLAIN)
 
 
 @pytest.mark.parametrize("options", TRANSPOSED, ids=str)
@@ -124,7 +124,7 @@ def test_convnext_block_is_its_formula():
     y = y * 0.5 * (1 + np.vectorize(math.erf)(y / math.sqrt(2)))
     y = y @ np.asarray(part.down.kernel[...]) + np.asarray(part.down.bias[...])
     expected = wide + y * np.asarray(part.gamma.scale[...])
-    np.testing.assert_allclose(part(x), expected, **PLAIN)
+    np.testing.assert_allclose(jax.jit(part)(x), expected, **PLAIN)
 
 
 def test_convnext_block_streams():
@@ -141,7 +141,7 @@ def test_snake_is_its_formula():
     wide = np.asarray(x, np.float64)
     alpha, beta = (np.exp(np.asarray(p[...])) for p in (part.alpha, part.beta))
     expected = wide + np.sin(wide * alpha) ** 2 / (beta + 1e-9)
-    np.testing.assert_allclose(part(x), expected, **PLAIN)
+    np.testing.assert_allclose(jax.jit(part)(x), expected, **PLAIN)
 
 
 def test_snake_keeps_float32_inside_bfloat16():

@@ -9,15 +9,9 @@ from qwen3tts_jax import prompt
 from qwen3tts_jax.training import losses
 
 LOSS_CLOSE = 1e-4  # nats; float32 sums differ by some 1e-6
-LENGTH, FRAMES = 64, inputs.TRAINED + 3  # padded sizes
+LENGTH, TRAILING, FRAMES = 64, 32, inputs.TRAINED + 3  # padded sizes
 
 teacher_forced = jax.jit(losses.teacher_forced)
-
-
-def batch_of(golden, names, frames: int = FRAMES) -> dict[str, np.ndarray]:
-    prompts = [u.prompt for name in names for u in golden.utterances(name)]
-    made = prompt.collate(golden.model.config, prompts, length=LENGTH, trailing=frames)
-    return parity.fields(made)
 
 
 def run(golden, names) -> losses.Losses:
@@ -25,7 +19,11 @@ def run(golden, names) -> losses.Losses:
     codes = np.zeros((len(names), FRAMES, inputs.CODEBOOKS), np.int32)
     codes[:, : inputs.TRAINED] = inputs.training_codes(golden.seed)[None]
     frames = np.full(len(names), inputs.TRAINED, np.int32)
-    lm, batch = golden.model.language_model, batch_of(golden, names)
+    prompts = [u.prompt for name in names for u in golden.utterances(name)]
+    batch = prompt.collate(
+        golden.model.config, prompts, length=LENGTH, trailing=TRAILING
+    )
+    lm, batch = golden.model.language_model, parity.fields(batch)
     return jax.tree.map(np.asarray, teacher_forced(lm, batch, codes, frames))
 
 
@@ -39,9 +37,7 @@ def test_losses_of_every_codebook(golden):
     for name in cases(golden):
         made, key = run(golden, [name]), f"training/{name}"
         theirs = golden.arrays[f"{key}/losses"]
-        parity.assert_close(
-            "losses", made.cross_entropy, theirs, LOSS_CLOSE, scale=1
-        )
+        parity.assert_close("losses", made.cross_entropy, theirs, LOSS_CLOSE, scale=1)
         theirs = golden.arrays[f"{key}/loss_0_with_eos"]
         parity.assert_close("losses", made.first_with_eos, theirs, LOSS_CLOSE, scale=1)
         total = made.first_with_eos + 0.3 * made.cross_entropy[1:].mean()

@@ -1,0 +1,205 @@
+"""Our side of `eval/speed.py`, in a process of its own: a job in, a line of JSON out.
+
+python -m eval.our_speed '{"task": "measure", ...}'
+"""
+
+import json
+import platform
+import resource
+import sys
+import time
+
+import flax
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+from flax import struct
+
+from qwen3tts_jax import generate, hf, model, placement, sampling
+
+FEW_FRAMES = 2  # the short run, whose time is taken off the long one's
+READ_BYTES = 2**30  # much more than any cache holds
+
+
+@struct.dataclass
+class SilentPredictor:
+    """Stands where the code predictor is, so that a frame costs the rest alone."""
+
+    groups: int = struct.field(pytree_node=False)
+
+    def generate(self, hidden, first, choose):
+        return jnp.zeros((len(hidden), self.groups), jnp.int32)
+
+    def embed(self, codes):
+        return jnp.float32(0)
+
+
+def timed(function, *args):
+    """(seconds, result)."""
+    start = time.perf_counter()
+    result = jax.block_until_ready(function(*args))
+    return time.perf_counter() - start, result
+
+
+def load(job: dict) -> model.Qwen3TTSModel:
+    """The checkpoint, with an end token that greedy choice never takes."""
+    bundle = model.Qwen3TTSModel.from_pretrained(job["model"], dtype=job["dtype"])
+    lm, eos = bundle.language_model, bundle.config.talker.codec_eos_id
+
+    def without_end(path, leaf):
+        head = hf.leaf_path(path) == "codec_head.kernel"
+        return leaf.at[:, eos].set(0) if head else leaf
+
+    talker = jax.tree_util.tree_map_with_path(without_end, lm.talker)
+    bundle.language_model = jax.block_until_ready(lm.replace(talker=talker))
+    return bundle
+
+
+def frame_maker(bundle: model.Qwen3TTSModel, job: dict):
+    """(count, language model) -> codes [count, 16] of the job's request."""
+    name = f"{model.METHODS[bundle.config.variant]}_utterances"
+    [utterance] = getattr(bundle, name)(**job["request"])
+
+    def make(count: int, lm: generate.LanguageModel) -> np.ndarray:
+        # N tokens make at most N - 1 frames, as officially
+        user = dict(job["options"], max_new_tokens=count + 1)
+        options = sampling.Options.merge(user, bundle.generate_defaults)
+        with placement.exact():
+            [made] = generate.generate(
+                lm, bundle.config, [utterance.prompt], options, seed=0, guard=False
+            )
+        if len(made.codes) != count:
+            raise ValueError(f"got {len(made.codes)} frames, expected {count}")
+        return made.codes
+
+    return make
+
+
+def time_frames(make, lm, frames: int) -> tuple[dict, np.ndarray]:
+    """Seconds to compile, before the first frame and per frame; the codes."""
+    first, _ = timed(make, frames, lm)
+    few = min(timed(make, FEW_FRAMES, lm)[0] for _ in range(3))
+    many, codes = timed(make, frames, lm)
+    frame = (many - few) / (frames - FEW_FRAMES)
+    seconds = dict(
+        seconds_compile=first - many,
+        seconds_prefill=few - FEW_FRAMES * frame,
+        seconds_per_frame=frame,
+    )
+    return seconds, codes
+
+
+@jax.jit
+def predict_frames(lm: generate.LanguageModel, params: sampling.Sampling, frames):
+    """Codebooks 1..15 of one frame after another, as in `generate.make_frame`.
+
+    Returns the last embedding [1, D], on which each frame depends.
+    """
+    key = jax.random.key(0)
+
+    def frame(n, x):
+        def choose(scores, i):
+            keys = jax.random.fold_in(jax.random.fold_in(key, n), i)[None]
+            return sampling.choose(scores, params.predictor, keys)
+
+        codes = lm.predictor.generate(x, x, choose)  # [1, 15]
+        return lm.talker.embed_codec(codes[:, -1])
+
+    first = lm.talker.embed_codec(jnp.zeros(1, jnp.int32))
+    return jax.lax.fori_loop(0, frames, frame, first)
+
+
+def time_predictor(lm: generate.LanguageModel, options: dict, frames: int) -> float:
+    """Seconds per frame that the code predictor takes alone."""
+    params = sampling.Options.merge(options, {}).sampling()
+    with placement.exact():
+        predict_frames(lm, params, 1).block_until_ready()
+        return timed(predict_frames, lm, params, frames)[0] / frames
+
+
+def time_codec(codec, job: dict) -> dict:
+    """Seconds of decoding and encoding, best of two after one unmeasured call each."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(
+        0, job["codebook"], (job["codec_frames"], codec.config.quantizers)
+    )
+    wave = rng.normal(0, 0.1, job["wave_samples"]).astype(np.float32)
+    calls = dict(
+        seconds_decode_10s=lambda: codec.decode([codes]),
+        seconds_encode_10s=lambda: codec.encode(wave, sr=job["wave_rate"]).audio_codes,
+    )
+    for call in calls.values():
+        call()
+    return {k: min(timed(call)[0] for _ in range(2)) for k, call in calls.items()}
+
+
+def parameter_bytes(module) -> int:
+    """Bytes of a module's parameters, or of its shapes."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(module))
+
+
+def bytes_per_frame(lm: generate.LanguageModel) -> dict[str, int]:
+    """Bytes of weights that talker and predictor read for one frame."""
+    talker, predictor = lm.talker, lm.predictor
+    passes = predictor.config.code_groups - 1  # the first reads once for two positions
+    again = parameter_bytes((predictor.transformer, predictor.projection))
+    return dict(
+        talker=parameter_bytes((talker.transformer, talker.codec_head)),
+        predictor=passes * again + parameter_bytes(predictor.heads),
+    )
+
+
+def read_rate() -> float:
+    """Bytes per second at which products read a large matrix; best of five.
+
+    Not a plain sum: on CPU XLA runs that on one thread, and it is slower.
+    """
+    matrix = jnp.ones((READ_BYTES // 4 // 4096, 4096), jnp.float32)
+    vector = jnp.ones(len(matrix))
+    product = jax.jit(lambda x, y: x @ y)
+    product(vector, matrix).block_until_ready()
+    return READ_BYTES / min(timed(product, vector, matrix)[0] for _ in range(5))
+
+
+def measure(job: dict) -> dict:
+    """Everything but the start; memory before whatever a speaker would not do."""
+    load_seconds, bundle = timed(load, job)
+    lm, frames, codec = bundle.language_model, job["frames"], bundle.speech_tokenizer
+    make = frame_maker(bundle, job)
+    seconds, codes = time_frames(make, lm, frames)
+    codec.decode([codes])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    silent = lm.replace(predictor=SilentPredictor(codes.shape[1] - 1))
+    talker, _ = time_frames(make, silent, frames)
+    return dict(
+        **seconds,
+        seconds_load=load_seconds,
+        seconds_per_frame_predictor=time_predictor(lm, job["options"], frames),
+        seconds_per_frame_talker=talker["seconds_per_frame"],
+        **time_codec(codec, job),
+        peak_memory_gib=peak / 2**20,  # Linux counts in KiB
+        codec_dtype=str(codec.decoder.pre_conv.kernel[...].dtype),
+        codes=codes.tolist(),
+        bytes_per_frame=bytes_per_frame(lm),
+        read_bytes_per_second=read_rate(),
+    )
+
+
+def start(job: dict) -> dict:
+    """When the first frame was there, in seconds since 1970."""
+    bundle = load(job)
+    frame_maker(bundle, job)(1, bundle.language_model)
+    return dict(first_frame_at=time.time())
+
+
+def work(job: dict) -> dict:
+    """One task in this process: what the line of JSON says."""
+    report = dict(measure=measure, start=start)[job["task"]](job)
+    versions = dict(python=platform.python_version(), jax=jax.__version__)
+    versions |= dict(jaxlib=jaxlib.__version__, flax=flax.__version__)
+    return report | dict(device=jax.devices()[0].platform, versions=versions)
+
+
+if __name__ == "__main__":
+    print(json.dumps(work(json.loads(sys.argv[1]))))

@@ -1,0 +1,281 @@
+"""What generation promises whatever the weights: repeatable draws, rows that do not
+touch each other, limits, and no compilation in service."""
+
+import dataclasses
+import logging
+
+import contract
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax import nnx
+
+from qwen3tts_jax import code_predictor, generate, prompt, sampling, talker
+from qwen3tts_jax import config as configs
+
+CONFIG = configs.Qwen3TTSConfig.from_hf(tiny.tts_config("base"))
+CODES = 2048  # ids below are codes, above are marks
+FRAMES = 12
+OPTIONS = sampling.Options(max_new_tokens=FRAMES + 1)
+
+
+@pytest.fixture(scope="module")
+def lm():
+    """A language model with random weights: it never finds its end in a few frames."""
+    return generate.LanguageModel(
+        talker=contract.random_part(
+            lambda: talker.Talker(CONFIG.talker, rngs=nnx.Rngs(0))
+        ),
+        predictor=contract.random_part(
+            lambda: code_predictor.CodePredictor(
+                CONFIG.code_predictor, rngs=nnx.Rngs(0)
+            )
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def ending(lm):
+    """The same, but its end token has far the longest row: best every few frames."""
+    eos = CONFIG.talker.codec_eos_id
+
+    def longer(path, leaf):
+        at_head = "codec_head" in jax.tree_util.keystr(path)
+        return leaf.at[:, eos].mul(8) if at_head else leaf
+
+    return jax.tree_util.tree_map_with_path(longer, lm)
+
+
+def make_prompt(tokens: int, seed: int = 0, instruct=None) -> prompt.Prompt:
+    rng = np.random.default_rng(seed)
+    return prompt.build(
+        CONFIG,
+        role=[1, 2, 3],
+        instruct=instruct,
+        text=rng.integers(0, 1000, tokens).tolist(),
+        x_vector=rng.standard_normal(CONFIG.talker.transformer.dim),
+        non_streaming=False,
+    )
+
+
+# Streaming prompts are equally long, whatever the text; an instruction lengthens one.
+SHORT, LONG = make_prompt(2, seed=1), make_prompt(9, seed=2)
+LONGER = make_prompt(9, seed=3, instruct=list(range(100, 111)))
+
+
+def run(lm, prompts, options=OPTIONS, *, seed=3, guard=False, **progress):
+    return generate.generate(
+        lm, CONFIG, prompts, options, seed=seed, guard=guard, **progress
+    )
+
+
+def codes(made):
+    return [m.codes for m in made]
+
+
+def assert_same(one, other):
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# ------------------------------------------------------------------------- draws
+
+
+def test_a_seed_repeats_the_draws_and_another_does_not(lm):
+    first, again = (codes(run(lm, [SHORT, LONG])) for _ in range(2))
+    assert_same(first, again)
+    for a, b in zip(first, codes(run(lm, [SHORT, LONG], seed=4))):
+        assert (a[0] != b[0]).any()
+
+
+def test_codes_are_codes(lm):
+    for made in codes(run(lm, [SHORT, LONG])):
+        assert made.dtype == np.int32 and made.shape == (FRAMES, 16)
+        assert made.min() >= 0 and made.max() < CODES
+
+
+def test_equal_prompts_in_a_batch_are_spoken_differently(lm):
+    first, second = codes(run(lm, [LONG, LONG]))
+    assert (first[0] != second[0]).any()
+    greedy = dataclasses.replace(OPTIONS, do_sample=False, subtalker_dosample=False)
+    assert_same(*([c] for c in codes(run(lm, [LONG, LONG], greedy))))
+
+
+@pytest.mark.parametrize("model", ["lm", "ending"])
+def test_a_row_does_not_know_its_neighbours(model, request):
+    """Bit for bit, also when they are longer or end earlier."""
+    model = request.getfixturevalue(model)
+    others = [SHORT, LONGER, make_prompt(14, seed=8)]
+    rows = [codes(run(model, [LONG, other])) for other in others]
+    for first, second in rows[1:]:
+        np.testing.assert_array_equal(first, rows[0][0])
+        assert second.shape != rows[0][1].shape or (second != rows[0][1]).any()
+
+
+def test_a_padded_prompt_is_read_as_it_is_alone(lm):
+    """Hidden states, since a draw may turn on the last bit.  1e-5: three layers."""
+
+    pad_id = jnp.asarray([CONFIG.tts_pad_id])
+
+    @jax.jit
+    def read(fields):
+        rows = len(fields["text"])
+        limit, keys = jnp.full(rows, FRAMES), jax.random.split(jax.random.key(0), rows)
+        state = generate.prefill(
+            lm, fields, limit, keys, OPTIONS.sampling(), pad_id, size=40
+        )
+        return state.hidden
+
+    def fields(prompts, length):
+        batch = prompt.collate(CONFIG, prompts, length=length, trailing=16)
+        return {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+
+    both = fields([SHORT, LONGER], 32)
+    batch = read(both)
+    for row, one in enumerate((SHORT, LONGER)):
+        alone = read(fields([one], len(one.text)))[0]
+        np.testing.assert_allclose(batch[row], alone, rtol=1e-5, atol=1e-5)
+    # a row without a voice does not read the vector
+    both |= dict(
+        speaker_at=np.full(2, -1), speaker=np.full_like(both["speaker"], np.nan)
+    )
+    assert np.isfinite(read(both)).all()
+
+
+# ------------------------------------------------------- cache, progress, limits
+
+
+def test_a_cache_that_grows_changes_nothing(lm, monkeypatch):
+    """36 slots, then 44: the prompts take 32, the frames 12."""
+    whole = codes(run(lm, [SHORT, LONG]))
+    sizes, grow = [], generate._grow
+    monkeypatch.setattr(generate, "CACHE_BUCKETS", (36, 44))
+    monkeypatch.setattr(generate, "GUARD_MIN_FRAMES", 4)
+
+    def noted(state, *, size):
+        sizes.append((int(state.step), size))
+        return grow(state, size=size)
+
+    monkeypatch.setattr(generate, "_grow", noted)
+    grown = codes(run(lm, [SHORT, LONG]))
+    assert sizes == [(4, 44)]
+    assert_same(grown, whole)
+
+
+def test_progress_is_reported_every_so_many_frames(lm):
+    calls = []
+    reported = run(lm, [SHORT, LONG], report_every=5, on_progress=calls.append)
+    assert calls == [5, 10, 12]
+    assert_same(codes(reported), codes(run(lm, [SHORT, LONG])))
+    calls.clear()
+    run(lm, [SHORT, LONG], on_progress=calls.append)
+    assert calls == [FRAMES]
+
+
+def test_max_new_tokens_allows_one_frame_less(lm):
+    made = run(lm, [SHORT, LONG], dataclasses.replace(OPTIONS, max_new_tokens=6))
+    assert [len(m.codes) for m in made] == [5, 5]
+    assert [m.stop_reason for m in made] == ["max_frames", "max_frames"]
+
+
+def test_guard_constants():
+    """At least 192 frames, 12 for a token; never more than max_new_tokens allows."""
+    assert (generate.GUARD_MIN_FRAMES, generate.GUARD_FRAMES_PER_TOKEN) == (192, 12)
+    options = sampling.Options(max_new_tokens=300)
+    prompts = [make_prompt(n) for n in (1, 16, 17, 100)]
+    limit = generate._limits(prompts, options, guard=True, room=4000)
+    assert limit.tolist() == [192, 192, 204, 299]
+    limit = generate._limits(prompts, options, guard=True, room=200)
+    assert limit.tolist() == [192, 192, 200, 200]
+    limit = generate._limits(prompts, options, guard=False, room=4000)
+    assert limit.tolist() == [299, 299, 299, 299]
+    with pytest.raises(ValueError, match="shorten the text or max_new_tokens"):
+        generate._limits(prompts, options, guard=False, room=298)
+
+
+def test_the_guard_stops_each_row_at_its_own_limit(lm, monkeypatch):
+    monkeypatch.setattr(generate, "GUARD_MIN_FRAMES", 4)
+    monkeypatch.setattr(generate, "GUARD_FRAMES_PER_TOKEN", 1)
+    prompts = [SHORT, LONG]  # 2 and 9 tokens
+    free = sampling.Options(max_new_tokens=1000)
+    made = run(lm, prompts, free, guard=True)
+    assert [len(m.codes) for m in made] == [4, 9]
+    assert [m.stop_reason for m in made] == ["guard", "guard"]
+    # a row that was stopped goes on to be what it was
+    assert_same(codes(made), [c[:n] for c, n in zip(codes(run(lm, prompts)), (4, 9))])
+    made = run(lm, prompts, dataclasses.replace(OPTIONS, max_new_tokens=8), guard=True)
+    assert [(len(m.codes), m.stop_reason) for m in made] == [
+        (4, "guard"),
+        (7, "max_frames"),
+    ]
+
+
+def test_a_row_ends_at_its_end_token(ending):
+    lengths = set()
+    for seed in range(4):
+        for made in run(ending, [SHORT, LONG], seed=seed):
+            full = len(made.codes) == FRAMES
+            assert made.stop_reason == ("max_frames" if full else "eos")
+            assert len(made.codes) >= 2  # the end is banned for the first two
+            assert made.codes.max(initial=0) < CODES
+            lengths.add(len(made.codes))
+    assert len(lengths) > 2
+
+
+# ------------------------------------------------------------------- compilation
+
+
+@pytest.fixture
+def compiled(caplog):
+    """The programs compiled in the test so far."""
+    caplog.set_level(logging.WARNING, logger="jax")
+
+    def names():
+        done = [r.getMessage() for r in caplog.records]
+        return [m for m in done if m.startswith("Finished XLA compilation")]
+
+    with jax.log_compiles():
+        jax.jit(lambda x: x + 1)(np.float32(1))
+        assert len(names()) == 1  # this version of jax still says so
+        caplog.clear()
+        yield names
+
+
+def test_other_texts_of_a_bucket_compile_nothing(lm, compiled):
+    run(lm, [SHORT, LONG])
+    before = len(compiled())
+    run(lm, [LONGER, make_prompt(5)], seed=12345)
+    assert compiled()[before:] == []
+
+
+def test_another_number_of_frames_compiles_nothing(lm, compiled):
+    run(lm, [SHORT, LONG])
+    before = len(compiled())
+    for frames in (10, 11):  # as many as in no other test
+        run(lm, [SHORT, LONG], dataclasses.replace(OPTIONS, max_new_tokens=frames + 1))
+    assert compiled()[before:] == []
+
+
+def test_sampling_options_compile_nothing(lm, compiled):
+    usual = codes(run(lm, [SHORT, LONG]))
+    before = len(compiled())
+    changes = dict(
+        do_sample=False,
+        top_k=0,
+        top_p=0.5,
+        temperature=0.3,
+        repetition_penalty=0.05,  # rewards them, so that it shows
+        subtalker_dosample=False,
+        subtalker_top_k=5,
+        subtalker_top_p=0.5,
+        subtalker_temperature=3.0,
+    )
+    for name, value in changes.items():
+        options = dataclasses.replace(OPTIONS, **{name: value})
+        made = codes(run(lm, [SHORT, LONG], options))
+        assert any((a != b).any() for a, b in zip(made, usual)), name
+    assert compiled()[before:] == []
+    known = {field.name for field in dataclasses.fields(sampling.Options)}
+    assert known == {*changes, "max_new_tokens"}
