@@ -124,7 +124,7 @@ def notes(metrics: dict) -> list[str]:
 
 def plot(metrics: dict, path: pathlib.Path) -> None:
     """Bars of a frame's parts beside the floor, and of the codec; medians."""
-    from matplotlib import figure  # here: the timed processes import this file too
+    from matplotlib import figure  # here: it is optional
 
     picture = figure.Figure(figsize=(9, 3), layout="constrained")
     axes = picture.subplots(1, 2)

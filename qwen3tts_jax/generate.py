@@ -324,7 +324,7 @@ def _limits(prompts, options, guard: bool, room: int) -> np.ndarray:
 
 def _results(state, limit: np.ndarray, most: int) -> list[Generated]:
     frames, ended = np.asarray(state.frames), np.asarray(state.ended)
-    codes = np.asarray(state.codes[:, : frames.max()])
+    codes = np.asarray(state.codes)  # cut here: on the device each length compiles
     reasons = [
         EOS if end else (MAX_FRAMES if at >= most else GUARD)
         for end, at in zip(ended, limit)

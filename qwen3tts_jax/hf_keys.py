@@ -115,6 +115,7 @@ def talker_rules(config: configs.TalkerConfig) -> list[Rule]:
 
 
 def code_predictor_rules(config: configs.CodePredictorConfig) -> list[Rule]:
+    """CodePredictor: every key under talker.code_predictor."""
     part = "talker.code_predictor"
     return [
         Rule("embedding[*]", f"{part}.model.codec_embedding.*.weight"),
@@ -125,6 +126,7 @@ def code_predictor_rules(config: configs.CodePredictorConfig) -> list[Rule]:
 
 
 def speaker_encoder_rules(config: configs.SpeakerEncoderConfig) -> list[Rule]:
+    """SpeakerEncoder: every key under speaker_encoder."""
     rules = _conv("first.conv", "speaker_encoder.blocks.0.conv")
     # our block i is the official block i + 1
     for i in range(len(config.channels) - 2):
@@ -153,6 +155,7 @@ def _residual_vq(ours: str, official: str, book: str, names: Mapping[str, str]):
 
 
 def tokenizer_12hz_encoder_rules(config: configs.Tokenizer12HzEncoderConfig):
+    """12Hz Encoder: every key under encoder."""
     convs = "encoder.encoder.layers"
     rules = _conv("first", f"{convs}.0.conv")
     span = config.residual_layers + 2  # residual units, ELU, strided convolution
@@ -175,6 +178,7 @@ def tokenizer_12hz_encoder_rules(config: configs.Tokenizer12HzEncoderConfig):
 
 
 def tokenizer_12hz_decoder_rules(config: configs.Tokenizer12HzDecoderConfig):
+    """12Hz Decoder: every key under decoder."""
     rules = _conv("pre_conv", "decoder.pre_conv.conv")
     names = dict(embedding_sum="embedding_sum", cluster_usage="cluster_usage")
     for name, key in dict(semantic="rvq_first", acoustic="rvq_rest").items():

@@ -43,6 +43,7 @@ def dtype(dtype, default):
 
 
 def check_attention(name: str | None) -> None:
+    """Raises: ValueError unless `name` is None or an official attention's name."""
     known = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3")
     if name not in known:
         raise ValueError(f"got attn_implementation {name!r}, expected one of {known}")

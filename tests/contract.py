@@ -53,7 +53,7 @@ def check_streaming(
     unit: int = 1,
     tolerance: float = 1e-5,
     gradients: bool = True,
-) -> None:
+) -> jax.Array:
     """Assert the streaming contract at each chunk length, and for a ragged mix.
 
     Args:
@@ -67,6 +67,8 @@ def check_streaming(
             of the largest value; float32 sums in another order differ by some 1e-6.
         gradients: also compare, for the plain chunk lengths, those of a fixed random
             projection of the output to every parameter and, if x is float, to x.
+    Returns:
+        the output of the whole.
     """
     expected = _outcome(whole, part, x, gradients)
     for lengths in (*((n,) for n in chunks), RAGGED):
@@ -79,6 +81,7 @@ def check_streaming(
             got,
             {name: expected[name] for name in got},
         )
+    return expected["output"]
 
 
 def _chunked(step, init_state, sizes: list[int]):

@@ -4,6 +4,7 @@ import ast
 import functools
 import pathlib
 import re
+import subprocess
 import sys
 
 import pytest
@@ -49,13 +50,13 @@ ORDERED, SEPARATE = LAYERS[3], LAYERS[4]
 
 MAX_LINES = 450
 LONGER = {  # file -> why it is one file
-    "eval/speed.py": "measurements that share one protocol and one report",
     "qwen3tts_jax/model.py": "the official class with all its methods",
     "tests/test_audio.py": "every way in and every refusal of one module",
+    "tests/test_hf.py": "every way in which a checkpoint can be wrong",
 }
 TORCH = ("tests/golden/", "eval/official_speed.py")  # where the official package runs
 LAZY = {  # file -> why it imports inside a function
-    "eval/speed.py": "its timed processes do without matplotlib",
+    "eval/speed_report.py": "matplotlib is optional (extra eval)",
 }
 GENERATED = ("build", "dist", "out", "shared")  # folders that are no source
 
@@ -256,6 +257,13 @@ def test_files_are_short():
     }
     bad = sorted(long - set(LONGER))
     assert not bad, "\n".join(["split these, or say in LONGER why not:", *bad])
+
+
+def test_ruff_finds_nothing():
+    for task in (["check"], ["format", "--check"]):
+        command = [sys.executable, "-m", "ruff", *task, "."]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_no_drawer_for_odds_and_ends():

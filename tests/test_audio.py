@@ -320,8 +320,10 @@ def test_refuses_answers(site, page, reason):
 
 
 def test_refuses_endless_redirects(site, monkeypatch):
-    monkeypatch.setattr(Handler, "send_loop", lambda self, _: self.send_redirect("loop"),
-                        raising=False)  # fmt: skip
+    def send_loop(self, _):
+        self.send_redirect("loop")
+
+    monkeypatch.setattr(Handler, "send_loop", send_loop, raising=False)
     refused(site + "loop", "redirected 6 times")
 
 

@@ -3,6 +3,7 @@
 import functools
 
 import inputs
+import make
 import numpy as np
 import parity
 import pytest
@@ -13,12 +14,17 @@ PENALTIES = (1.05, 1.0)
 MAX_NEW_TOKENS = 50
 ENOUGH = 48  # frames
 FEW = 9  # new tokens, where waves are compared
+LONGEST_TRAILING = 27  # of the French text, in streaming layout
 
 
 @pytest.fixture(autouse=True)
-def one_prompt_length(monkeypatch):
-    """All prompts in one bucket: one program for each batch size."""
+def one_bucket(monkeypatch):
+    """All prompts and all trailing texts in one bucket: a program for each batch size.
+
+    The longest trailing text fills its bucket to the last place.
+    """
     monkeypatch.setattr(generate, "PROMPT_BUCKETS", (96,))
+    monkeypatch.setattr(generate, "TRAILING_BUCKETS", (LONGEST_TRAILING,))
 
 
 def greedy(penalty: float, max_new_tokens: int = MAX_NEW_TOKENS) -> dict:
@@ -63,6 +69,12 @@ def assert_row(golden, key: str, row: int, made: generate.Generated) -> int:
         ends_early = length < MAX_NEW_TOKENS - 1
         assert made.stop_reason == (generate.EOS if ends_early else generate.MAX_FRAMES)
     return compared
+
+
+def test_the_longest_trailing_text_is_known(goldens):
+    golden = goldens(make.SPECS[-1])
+    prompts = [u.prompt for name in golden.cases for u in golden.utterances(name)]
+    assert max(len(p.trailing) for p in prompts) == LONGEST_TRAILING
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)

@@ -38,7 +38,9 @@ def recording(request):
 
 def test_custom_voice_returns_waves_rate_and_codes(custom):
     call = dict(text="Hello there.", speaker="Ryan", language="English")
-    waves, rate, codes = custom.generate_custom_voice(**call, **SHORT, return_codes=True)
+    waves, rate, codes = custom.generate_custom_voice(
+        **call, **SHORT, return_codes=True
+    )
     again, rate_again = custom.generate_custom_voice(**call, **SHORT)
     other, _ = custom.generate_custom_voice(**call, max_new_tokens=4, seed=4)
     assert rate == rate_again == 24000
@@ -91,7 +93,9 @@ def test_instruct_changes_the_voice_at_1_7b(custom):
     assert not (plain[0] == told[0]).all()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", types.SimpleNamespace(__name__="x.bfloat16")])
+@pytest.mark.parametrize(
+    "dtype", ["bfloat16", types.SimpleNamespace(__name__="x.bfloat16")]
+)
 def test_dtype_by_name_or_object(checkpoint, dtype):
     path = checkpoint("base")
     model = Qwen3TTSModel.from_pretrained(path, dtype=dtype, device_map="cpu")

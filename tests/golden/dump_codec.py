@@ -51,7 +51,7 @@ def dump_encoding(golden, tts, seed: int) -> None:
 
 
 def dump_recording(golden, tts, path) -> None:
-    """A human voice: resampled as the official package does, and by `inputs.resample`."""
+    """A human voice: resampled as officially, and by `inputs.resample`."""
     wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
     wave = wave.mean(1)
     golden.note("recording", {"file": path.name, "samples": len(wave), "rate": rate})

@@ -115,7 +115,7 @@ def put_prompt(golden, key: str, seen) -> None:
 
 
 def put_greedy(golden, key: str, seen) -> None:
-    """All frames of all rows, also after a row's end; lengths: frames before the end."""
+    """All frames, also after a row's end; lengths: frames before the end."""
     frames = [codes for _, codes in seen.result.hidden_states if codes is not None]
     codes = torch.stack(frames, 1)  # [B, T, 16]
     ends = codes[..., 0] == inputs.CODEC_EOS

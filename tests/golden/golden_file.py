@@ -1,4 +1,4 @@
-"""A bag of named arrays, saved as one safetensors file with JSON notes in its metadata."""
+"""A bag of named arrays: one safetensors file with JSON notes in its metadata."""
 
 import json
 import pathlib

@@ -22,7 +22,7 @@ CODEC_PAD, CODEC_EOS = 2148, 2150
 
 
 def voice(samples: int, seed: int, rate: int = SAMPLE_RATE) -> np.ndarray:
-    """A voice-like wave, float32 [samples]: harmonics of a moving pitch, with pauses."""
+    """A voice-like wave, float32 [samples]: moving harmonics, with pauses."""
     rng = np.random.default_rng(seed)
     t = np.arange(samples) / rate
     pitch = rng.uniform(90, 240)
@@ -268,9 +268,9 @@ def sampling_logits(seed: int) -> np.ndarray:
 
 
 def sampling_history(seed: int) -> np.ndarray:
-    """First codes generated before, int32 [6, 12], mostly likely ones and repeated ones.
+    """First codes generated before, int32 [6, 12], mostly likely and repeated ones.
 
-    At step s a row has seen its first s entries. Row 3 ended at step 6: padding follows.
+    At step s a row has seen its first s entries. Row 3 ended at step 6, then padding.
     """
     rng = np.random.default_rng(seed + _SAMPLING + 1)
     likely = np.argsort(-sampling_logits(seed)[:, :CODEBOOK_SIZE], axis=1)[:, :20]

@@ -32,9 +32,9 @@ sys.modules["torchaudio"] = _without_libraries("torchaudio")
 if shutil.which("sox") is None:
     sys.modules["sox"] = types.ModuleType("sox")
 
-import qwen_tts
-import torch
-import transformers
+import qwen_tts  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
 
 transformers.logging.set_verbosity_error()
 

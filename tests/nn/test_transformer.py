@@ -118,15 +118,18 @@ def test_cached_is_uncached(form):
 def test_layers_norms_and_scales_are_what_the_configuration_says():
     """A pre-norm residual stack, written out with the parts of one block."""
     part, x = both_forms(MIMI)[0], inputs()
-    angles = attention.rope_angles(jnp.arange(7)[None], 4, 100.0)
     mask = attention.causal_mask(7)
-    expected = x
-    for block in part.layers:
-        y, _ = block.attention(block.attention_norm(expected), angles, mask)
-        expected = expected + block.attention_scale(y)
-        y = block.mlp(block.mlp_norm(expected))
-        expected = expected + block.mlp_scale(y)
-    np.testing.assert_allclose(whole(part, x), expected, **SAME)
+
+    @jax.jit
+    def written_out(x):
+        angles = attention.rope_angles(jnp.arange(7)[None], 4, 100.0)
+        for block in part.layers:
+            y, _ = block.attention(block.attention_norm(x), angles, mask)
+            x = x + block.attention_scale(y)
+            x = x + block.mlp_scale(block.mlp(block.mlp_norm(x)))
+        return x
+
+    np.testing.assert_allclose(whole(part, x), written_out(x), **SAME)
 
 
 def test_the_stack_sees_the_past_only():
