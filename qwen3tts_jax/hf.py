@@ -170,7 +170,7 @@ def _index(directory: Path) -> dict[str, _Entry]:
             names = set(
                 json.loads((directory / INDEX).read_text())["weight_map"].values()
             )
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(
                 f"{directory / INDEX} is not a safetensors index ({error}); "
                 "download it again"

@@ -91,7 +91,8 @@ class Options:
             wrong = isinstance(value, bool) != (field.type is bool)
             if wrong or not isinstance(value, kinds) or not math.isfinite(value):
                 raise ValueError(
-                    f"got {field.name}={value!r}, expected {field.type.__name__}"
+                    f"got {field.name}={value!r}, expected a finite "
+                    f"{field.type.__name__}"
                 )
         ranges = {
             "top_k": (self.top_k >= 0, "0 (no limit) or more"),
@@ -161,20 +162,25 @@ def talker_scores(logits, *, seen, step, sampling: Sampling, eos: int) -> jax.Ar
 def warp(scores: jax.Array, choice: Choice) -> jax.Array:
     """Temperature, top-k, top-p: scores with -inf where nothing may be drawn.
 
-    Ids that tie with the last one kept are kept too.
+    scores: float [B, V]; result float32 [B, V].  Ids that tie with the k-th best are
+    kept by top-k; of those that tie at the edge of top-p, the first ones go.
     """
     scores = scores.astype(jnp.float32) / choice.temperature
     size = scores.shape[-1]
     ascending = jnp.sort(scores, axis=-1)
     k = jnp.where(choice.top_k == 0, size, jnp.clip(choice.top_k, 1, size))
-    floor = jnp.take(ascending, size - k, axis=-1)[:, None]
+    floor = jnp.take(ascending, size - k, axis=-1)[:, None]  # [B, 1]
     ascending = jnp.where(ascending < floor, NEVER, ascending)
     # top-p cuts, from the bottom, what sums to 1 - p or less, but never the best
     below = jnp.cumsum(jax.nn.softmax(ascending, axis=-1), axis=-1) <= 1 - choice.top_p
-    cut = jnp.where(choice.top_p < 1, jnp.sum(below, axis=-1), 0)
-    cut = jnp.minimum(cut, size - 1)
-    nucleus = jnp.take_along_axis(ascending, cut[:, None], axis=-1)
-    return jnp.where(scores < jnp.maximum(floor, nucleus), NEVER, scores)
+    cut = jnp.where(choice.top_p < 1, jnp.sum(below, axis=-1, keepdims=True), 0)
+    cut = jnp.minimum(cut, size - 1)  # [B, 1]
+    edge = jnp.take_along_axis(ascending, cut, axis=-1)
+    tied = scores == edge
+    tied_cut = cut - jnp.sum(ascending < edge, axis=-1, keepdims=True)
+    gone = (scores < floor) | (scores < edge)
+    gone = gone | (tied & (jnp.cumsum(tied, axis=-1) <= tied_cut))
+    return jnp.where(gone, NEVER, scores)
 
 
 def choose(scores: jax.Array, choice: Choice, keys: jax.Array) -> jax.Array:

@@ -85,9 +85,6 @@ def test_distributions_equal_the_official_ones(golden, ours):
             assert_probabilities(best, arrays["sampling/top_probabilities"][i, row])
 
 
-@pytest.mark.xfail(
-    strict=True, reason="top-p keeps every id that ties with the last one kept"
-)
 def test_distributions_of_tied_scores_equal_the_official_ones(golden, ours):
     """Which of equal scores stay is open; how many is not."""
     arrays, row = golden[0], inputs.TIED_ROW

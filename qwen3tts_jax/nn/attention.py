@@ -163,7 +163,8 @@ def attend(query, key, value, mask):
 
     query: float [B, T, N, H]; key, value: float [B, S, K, H]; mask: bool [B or 1, T,
         S].
-    Result: float [B, T, N, H].  Scores and softmax in float32.
+    Result: float [B, T, N, H].  Scores and softmax in float32.  What stands at a masked
+    key gets the weight 0 and must be finite: whoever pads puts zeros there.
     """
     batch, length, heads, head_dim = query.shape
     groups = heads // key.shape[2]
