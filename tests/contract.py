@@ -5,13 +5,17 @@ call over the whole gives; outputs and gradients.  Causality: input from some st
 changes no output before it, not even in its last bit.
 """
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-QUICK = dict(xla_backend_optimization_level=0)  # these programs run once
+# Programs that run once or twice: compiling them takes longer than running them.
+quick_jit = functools.partial(
+    jax.jit, compiler_options=dict(xla_backend_optimization_level=0)
+)
 RAGGED = (5, 2)  # chunk lengths of the mixed run, taken in turn
 
 
@@ -109,7 +113,7 @@ def _chunked(step, init_state, sizes: list[int]):
 def _outcome(run, part, x, gradients: bool) -> dict:
     """The output and its projection's gradients, as one program."""
     if not gradients:
-        return dict(output=jax.jit(run, compiler_options=QUICK)(part, x))
+        return dict(output=quick_jit(run)(part, x))
 
     def project(part, x):
         y = run(part, x)
@@ -118,7 +122,7 @@ def _outcome(run, part, x, gradients: bool) -> dict:
 
     argnums = (0, 1) if jnp.issubdtype(x.dtype, jnp.floating) else 0
     gradient = jax.grad(project, argnums, has_aux=True)
-    gradient, y = jax.jit(gradient, compiler_options=QUICK)(part, x)
+    gradient, y = quick_jit(gradient)(part, x)
     return dict(output=y, gradient=gradient)
 
 
@@ -137,7 +141,7 @@ def check_causal(run, x, *, at: int, same: int) -> None:
 
     run: x -> y, both with time on axis 1.
     """
-    run = jax.jit(run)
+    run = quick_jit(run)
     before, after = np.asarray(run(x)), np.asarray(run(x.at[:, at:].add(1)))
     np.testing.assert_array_equal(before[:, :same], after[:, :same])
     assert (before[:, same] != after[:, same]).any()

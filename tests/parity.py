@@ -210,6 +210,7 @@ FRESH = (
 
 
 def official_python() -> str:
+    """A Python with the official package; without one the test is skipped."""
     python = make.official_python()
     if python is None:
         pytest.skip("no official package: set QWEN_TTS_PYTHON to a python that has it")
@@ -298,8 +299,10 @@ def assert_wave(quantity: str, ours, arrays: dict, key: str) -> None:
 
 
 def assert_energy(quantity: str, frames, energy) -> None:
-    """Sums of squares of frames [T, 1920]: an error of e in each sample of a frame of
-    spread s changes its norm by at most e * sqrt(1920)."""
+    """Frames [T, 1920] against their sums of squares [T].
+
+    An error of e in every sample changes the norm of a frame by e * sqrt(1920) at most.
+    """
     norm, theirs = np.sqrt(np.square(frames).sum(1)), np.sqrt(energy)
     scale = np.sqrt(energy.mean())
     assert_close(f"{quantity}, norm of frames", norm, theirs, WAVE_CLOSE, scale=scale)

@@ -143,16 +143,15 @@ def official_python() -> str | None:
 def run(python: str, script: str, *arguments) -> None:
     """Run a file of this folder; raises RuntimeError with the end of what it said."""
     command = [python, str(HERE / script), *map(str, arguments)]
+    # what this Python imports is not for that one
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{script} failed:\n{done.stderr[-4000:]}")
 
 
-def dump(
-    python: str, spec: Spec, directory: pathlib.Path, out: pathlib.Path, **notes
-) -> None:
-    """Write the golden file of a checkpoint.  notes: more of them."""
+def dump(python: str, spec: Spec, directory: pathlib.Path, out: pathlib.Path) -> None:
+    """Write the golden file of the checkpoint that `spec` wrote to `directory`."""
     with tempfile.TemporaryDirectory() as folder:
         files = [pathlib.Path(folder) / "main.safetensors"]
         common = (directory, "--seed", spec.seed, "--out")
@@ -170,7 +169,7 @@ def dump(
     merged["checkpoint"] = dataclasses.asdict(spec) | {
         "fingerprint": fingerprint(directory)
     }
-    text = json.dumps(merged | notes, ensure_ascii=False, sort_keys=True)
+    text = json.dumps(merged, ensure_ascii=False, sort_keys=True)
     out.write_bytes(safetensors.numpy.save(arrays, metadata={"notes": text}))
 
 

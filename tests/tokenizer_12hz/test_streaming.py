@@ -98,7 +98,7 @@ def test_a_frame_is_1920_samples_and_no_look_ahead(codec):
 
 
 def encode(codec, wave, length):
-    run = jax.jit(type(codec.encoder).__call__, static_argnums=3)
+    run = contract.quick_jit(type(codec.encoder).__call__, static_argnums=3)
     return run(codec.encoder, jnp.asarray(wave), jnp.asarray(length), QUANTIZERS)
 
 
@@ -130,8 +130,8 @@ LENGTHS = np.array([5 * FRAME - 700, 3 * FRAME + 900, 4 * FRAME, 1])
 def test_a_padded_wave_gives_what_it_gives_alone(codec):
     """1e-4 of the largest value: float32 through some 20 layers."""
     wave = jnp.asarray(random_wave(6 * FRAME, batch=4))
-    padded = jax.jit(codec.encoder.embed)(wave, jnp.asarray(LENGTHS))
-    alone = jax.jit(embed_alone)
+    padded = contract.quick_jit(codec.encoder.embed)(wave, jnp.asarray(LENGTHS))
+    alone = contract.quick_jit(embed_alone)
     for row, length in enumerate(LENGTHS[:2]):
         expected = alone(codec.encoder, wave[row : row + 1, :length])[0]
         frames = -(-length // FRAME)
@@ -174,6 +174,6 @@ def test_codes_depend_on_the_past_only(codec):
 def test_fewer_codebooks_are_the_first_ones(codec):
     length = jnp.asarray([3 * FRAME])
     wave = jnp.asarray(random_wave(3 * FRAME))
-    embedded = jax.jit(codec.encoder.embed)(wave, length)
+    embedded = contract.quick_jit(codec.encoder.embed)(wave, length)
     first = codec.encoder.quantizer.encode(embedded, 4)
     np.testing.assert_array_equal(first, encode(codec, wave, length)[:, :, :4])
