@@ -76,7 +76,7 @@ class LayerScale(nnx.Module):
     """x * scale, one learnt factor per channel.  x: float [..., D]."""
 
     def __init__(self, dim: int, *, initial: float):
-        self.scale = nnx.Param(jnp.full(dim, initial))
+        self.scale = nnx.Param(jnp.full(dim, initial, jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return per_channel(self.scale, x) * x
