@@ -110,9 +110,7 @@ class CodePredictor(nnx.Module):
     def _step(self, x: jax.Array, start: jax.Array, caches):
         """(hidden after the last of x, caches); x: [B, T, D_talker] from `start` on."""
         positions = (start + jnp.arange(x.shape[1]))[None]
-        no_pads = jnp.zeros(len(x), jnp.int32)
-        size = self.config.code_groups
-        mask = attention.cache_mask(start, no_pads, x.shape[1], size)
+        mask = attention.cache_mask(positions, self.config.code_groups)
         y, caches = self.transformer(self._project(x), positions, mask, caches)
         return y[:, -1], caches
 

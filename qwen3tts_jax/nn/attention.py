@@ -41,22 +41,24 @@ def causal_mask(length: int, window: int | None = None) -> jax.Array:
     return _visible(query, key, window)[None]
 
 
-def cache_mask(index: jax.Array, pads: jax.Array, length: int, size: int) -> jax.Array:
-    """Boolean [B, T, S] for `length` queries written at `index` of a cache of `size`.
+def cache_mask(positions: jax.Array, size: int) -> jax.Array:
+    """Boolean [B, T, S]: which of a KVCache's `size` slots queries at `positions` see.
 
-    pads: int [B], left-padding slots that no query may see.
+    positions: int [B, T], the slots that the queries themselves are written to.  Slots
+    behind them hold padding, or what an earlier prompt has left, until they are filled.
     """
-    query = index + jnp.arange(length)[:, None]
-    key = jnp.arange(size)[None, :]
-    causal = (key <= query)[None]  # [1, T, S]
-    return causal & (jnp.arange(size)[None, :] >= pads[:, None])[:, None, :]
+    return jnp.arange(size)[None, None, :] <= positions[:, :, None]
 
 
 def window_mask(position: jax.Array, length: int, window: int) -> jax.Array:
-    """Boolean [1, T, window-1+T], queries from `position` on, after a WindowCache."""
-    query = position + jnp.arange(length)[:, None]
-    key = position + jnp.arange(1 - window, length)[None, :]
-    return (_visible(query, key, window) & (key >= 0))[None]
+    """Boolean [B, T, window-1+T], queries from `position` on, after a WindowCache.
+
+    position: int [B], steps that each row has behind it.
+    """
+    start = position[:, None, None]
+    query = start + jnp.arange(length)[None, :, None]
+    key = start + jnp.arange(1 - window, length)[None, None, :]
+    return _visible(query, key, window) & (key >= 0)
 
 
 def _visible(query: jax.Array, key: jax.Array, window: int | None) -> jax.Array:
@@ -68,9 +70,12 @@ def _visible(query: jax.Array, key: jax.Array, window: int | None) -> jax.Array:
 class KVCache:
     """Keys and values of one layer in a buffer of fixed size, filled from slot 0.
 
+    The keys lie so that a query's products with all of them, and the weighted sum of
+    the values, run along the last axis: on a CPU half the time of any other order.
+
     Attributes:
-        keys, values: float [B, S, K, H].
-        index: int32 [], the next free slot.
+        keys: float [B, K, H, S]; values: float [B, K, S, H].
+        index: int32 [], the next free slot of every row, or [B], of each.
     """
 
     keys: jax.Array
@@ -79,43 +84,61 @@ class KVCache:
 
     @classmethod
     def zeros(cls, config: configs.TransformerConfig, batch: int, size: int, dtype):
-        shape = (batch, size, config.kv_heads, config.head_dim)
-        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.int32(0))
+        heads, dim = config.kv_heads, config.head_dim
+        return cls(
+            keys=jnp.zeros((batch, heads, dim, size), dtype),
+            values=jnp.zeros((batch, heads, size, dim), dtype),
+            index=jnp.int32(0),
+        )
 
     def extend(self, keys: jax.Array, values: jax.Array):
-        """(keys, values, cache) with [B, T, K, H] more written at `index`."""
-        start = (0, self.index, 0, 0)
-        cache = KVCache(
-            jax.lax.dynamic_update_slice(self.keys, keys, start),
-            jax.lax.dynamic_update_slice(self.values, values, start),
-            self.index + keys.shape[1],
-        )
-        return cache.keys, cache.values, cache
+        """(keys, values, cache) with T more written at `index`.
+
+        keys: [B, K, H, T]; values: [B, K, T, H]; whoever calls sees that they fit.
+        """
+        write, length = jax.lax.dynamic_update_slice_in_dim, values.shape[2]
+        if self.index.size == 1:
+            start = self.index.reshape(())
+            keys = write(self.keys, keys, start, axis=3)
+            values = write(self.values, values, start, axis=2)
+        else:
+            each = jax.vmap(write, (0, 0, 0, None))
+            keys = each(self.keys, keys, self.index, 2)
+            values = each(self.values, values, self.index, 1)
+        # Else XLA on CPU repeats the write in each reader and copies the cache for it.
+        keys, values = jax.lax.optimization_barrier((keys, values))
+        return keys, values, KVCache(keys, values, self.index + length)
 
     def grow(self, size: int) -> "KVCache":
         """The same cache with room for `size` slots."""
-        pad = ((0, 0), (0, size - self.keys.shape[1]), (0, 0), (0, 0))
-        return KVCache(jnp.pad(self.keys, pad), jnp.pad(self.values, pad), self.index)
+        more = (0, size - self.values.shape[2])
+        keys = jnp.pad(self.keys, ((0, 0), (0, 0), (0, 0), more))
+        values = jnp.pad(self.values, ((0, 0), (0, 0), more, (0, 0)))
+        return KVCache(keys, values, self.index)
 
 
 @struct.dataclass
 class WindowCache:
-    """The last window-1 keys and values of a layer, float [B, window-1, K, H] each."""
+    """The last window-1 keys, float [B, K, H, window-1], and values [B, K, window-1,
+    H] of a layer."""
 
     keys: jax.Array
     values: jax.Array
 
     @classmethod
     def zeros(cls, config: configs.TransformerConfig, batch: int, dtype):
-        shape = (batch, config.window - 1, config.kv_heads, config.head_dim)
-        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        heads, dim, size = config.kv_heads, config.head_dim, config.window - 1
+        return cls(
+            keys=jnp.zeros((batch, heads, dim, size), dtype),
+            values=jnp.zeros((batch, heads, size, dim), dtype),
+        )
 
     def extend(self, keys: jax.Array, values: jax.Array):
         """(keys, values, cache): the old ones before the new, and what to keep."""
-        keys = jnp.concatenate([self.keys, keys], axis=1)
-        values = jnp.concatenate([self.values, values], axis=1)
-        keep = keys.shape[1] - self.keys.shape[1]
-        return keys, values, WindowCache(keys[:, keep:], values[:, keep:])
+        length = values.shape[2]
+        keys = jnp.concatenate([self.keys, keys], axis=3)
+        values = jnp.concatenate([self.values, values], axis=2)
+        return keys, values, WindowCache(keys[..., length:], values[:, :, length:])
 
 
 class Attention(nnx.Module):
@@ -152,6 +175,8 @@ class Attention(nnx.Module):
         if c.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         query, key = apply_rope(query, angles), apply_rope(key, angles)
+        key = key.transpose(0, 2, 3, 1)  # [B, K, H, T]
+        value = value.transpose(0, 2, 1, 3)  # [B, K, T, H]
         if cache is not None:
             key, value, cache = cache.extend(key, value)
         y = attend(query, key, value, mask)
@@ -161,20 +186,44 @@ class Attention(nnx.Module):
 def attend(query, key, value, mask):
     """softmax(query key^T / sqrt(H)) value, each kv head shared by N/K query heads.
 
-    query: float [B, T, N, H]; key, value: float [B, S, K, H]; mask: bool [B or 1, T,
-        S].
+    query: float [B, T, N, H]; key: [B, K, H, S]; value: [B, K, S, H]; mask: bool [B or
+        1, T, S].
     Result: float [B, T, N, H].  Scores and softmax in float32.  What stands at a masked
     key gets the weight 0 and must be finite: whoever pads puts zeros there.
     """
     batch, length, heads, head_dim = query.shape
-    groups = heads // key.shape[2]
-    query = query.reshape(batch, length, key.shape[2], groups, head_dim)
-    scores = jnp.einsum(
-        "BTKGH,BSKH->BKGTS", query, key, preferred_element_type=jnp.float32
-    )
-    scores = scores * head_dim**-0.5
+    query = query.reshape(batch, length, key.shape[1], -1, head_dim)  # [B, T, K, G, H]
+    products = _products_of_one if length == 1 else _products
+    scores = products(query, key) * head_dim**-0.5  # [B, K, G, T, S]
     # a finite minimum: a row that sees nothing (left padding) must stay finite
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    y = jnp.einsum("BKGTS,BSKH->BTKGH", weights, value)
-    return y.reshape(batch, length, heads, head_dim)
+    sums = _sums_of_one if length == 1 else _sums
+    return sums(weights, value).reshape(batch, length, heads, head_dim)
+
+
+def _products(query, key):
+    return jnp.einsum(
+        "BTKGH,BKHS->BKGTS", query, key, preferred_element_type=jnp.float32
+    )
+
+
+def _sums(weights, value):
+    return jnp.einsum("BKGTS,BKSH->BTKGH", weights, value)
+
+
+# One query, as in generation, by products and sums along the last axis: XLA on CPU
+# runs batched matrix products of this form at a tenth of the memory's rate (measured
+# for 8,192 slots, 8 kv heads: 35 ms a layer, this 3 ms, reading alone 1.7 ms).
+
+
+def _products_of_one(query, key):
+    query = query[:, 0, :, :, :, None].astype(jnp.float32)  # [B, K, G, H, 1]
+    products = query * key[:, :, None].astype(jnp.float32)
+    return jnp.sum(products, axis=3)[:, :, :, None]  # [B, K, G, 1, S]
+
+
+def _sums_of_one(weights, value):
+    weights = weights[:, :, :, 0, :, None].astype(jnp.float32)  # [B, K, G, S, 1]
+    sums = jnp.sum(weights * value[:, :, None].astype(jnp.float32), axis=3)
+    return sums[:, None].astype(value.dtype)  # [B, 1, K, G, H]

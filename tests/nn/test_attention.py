@@ -80,48 +80,53 @@ def test_causal_mask_is_its_definition(window):
 
 
 def test_cache_mask_is_its_definition():
-    pads = [0, 2, 9]
-    mask = attention.cache_mask(jnp.int32(4), jnp.asarray(pads), 3, 10)
+    starts = np.array([4, 0, 7])
+    positions = starts[:, None] + np.arange(3)[None]
+    mask = attention.cache_mask(jnp.asarray(positions), 10)
     assert mask.shape == (3, 3, 10)
     for row, query, slot in np.ndindex(3, 3, 10):
-        assert mask[row, query, slot] == (pads[row] <= slot <= 4 + query)
+        assert mask[row, query, slot] == (slot <= starts[row] + query)
 
 
 def test_window_mask_is_its_definition():
     """Slot s of a WindowCache and its extension is position `position - 3 + s`."""
-    for position in (0, 2, 9):
-        mask = attention.window_mask(jnp.int32(position), 5, WINDOW)
-        assert mask.shape == (1, 5, WINDOW - 1 + 5)
-        for query, slot in np.ndindex(5, WINDOW - 1 + 5):
-            key = position - (WINDOW - 1) + slot
-            distance = position + query - key
-            assert mask[0, query, slot] == (key >= 0 and 0 <= distance < WINDOW)
+    starts = (0, 2, 9)
+    mask = attention.window_mask(jnp.asarray(starts), 5, WINDOW)
+    assert mask.shape == (3, 5, WINDOW - 1 + 5)
+    for row, query, slot in np.ndindex(3, 5, WINDOW - 1 + 5):
+        key = starts[row] - (WINDOW - 1) + slot
+        distance = starts[row] + query - key
+        assert mask[row, query, slot] == (key >= 0 and 0 <= distance < WINDOW)
 
 
 # --------------------------------------------------------------------- attention
 
 
-def test_attend_is_softmax_per_head():
+@pytest.mark.parametrize("length", [1, 5])
+def test_attend_is_softmax_per_head(length):
     """Query heads 0, 1, 2 share kv head 0, and 3, 4, 5 share kv head 1."""
     rng = np.random.default_rng(0)
-    query = rng.standard_normal((2, 5, 6, 4), np.float32)
-    key, value = rng.standard_normal((2, 2, 7, 2, 4), np.float32)
-    mask = rng.random((2, 5, 7)) < 0.6
+    query = rng.standard_normal((2, length, 6, 4), np.float32)
+    key = rng.standard_normal((2, 2, 4, 7), np.float32)
+    value = rng.standard_normal((2, 2, 7, 4), np.float32)
+    mask = rng.random((2, length, 7)) < 0.6
     mask[:, :, 0] = True  # every query sees something
     expected = np.zeros(query.shape)
-    for b, t, n in np.ndindex(2, 5, 6):
-        keys, values = (a[b, mask[b, t], n // 3].astype(float) for a in (key, value))
+    for b, t, n in np.ndindex(2, length, 6):
+        keys = key[b, n // 3].T[mask[b, t]].astype(float)
+        values = value[b, n // 3][mask[b, t]].astype(float)
         weights = np.exp(keys @ query[b, t, n] / 2)  # sqrt(head_dim) = 2
         expected[b, t, n] = weights @ values / weights.sum()
     y = attention.attend(*map(jnp.asarray, (query, key, value, mask)))
     np.testing.assert_allclose(y, expected, **PLAIN)
 
 
-def test_attend_takes_softmax_in_float32():
+@pytest.mark.parametrize("length", [1, 5])
+def test_attend_takes_softmax_in_float32(length):
     rng = np.random.default_rng(0)
-    shapes = ((1, 5, 2, 64), (1, 200, 2, 64), (1, 200, 2, 64))
+    shapes = ((1, length, 2, 64), (1, 2, 64, 200), (1, 2, 200, 64))
     narrow = [jnp.asarray(rng.standard_normal(s), jnp.bfloat16) for s in shapes]
-    mask = jnp.ones((1, 5, 200), bool)
+    mask = jnp.ones((1, length, 200), bool)
     y = attention.attend(*narrow, mask)
     assert y.dtype == jnp.bfloat16
     expected = attention.attend(*(a.astype(jnp.float32) for a in narrow), mask)
@@ -153,62 +158,76 @@ def test_attention_sees_its_window_only():
 
 
 def step_cached(part, x, cache):
-    length, size = x.shape[1], cache.keys.shape[1]
-    positions = cache.index + jnp.arange(length)
-    no_pads = jnp.zeros(len(x), jnp.int32)
-    mask = attention.cache_mask(cache.index, no_pads, length, size)
-    return part(x, angles(positions), mask, cache)
+    """Both forms of the index: one for all rows, or one for each."""
+    length, size = x.shape[1], cache.values.shape[2]
+    start = jnp.broadcast_to(cache.index, len(x))
+    positions = start[:, None] + jnp.arange(length)[None]
+    rope = attention.rope_angles(positions, CONFIG.head_dim, CONFIG.rope_theta)
+    return part(x, rope, attention.cache_mask(positions, size), cache)
 
 
-def test_kv_cache_streams():
+def empty_cache(rows: int, size: int, index=0) -> attention.KVCache:
+    cache = attention.KVCache.zeros(CONFIG, rows, size, jnp.float32)
+    return cache.replace(index=jnp.asarray(index, jnp.int32))
+
+
+@pytest.mark.parametrize("index", [0, [0, 0]], ids=["one index", "an index a row"])
+def test_kv_cache_streams(index):
     """A prefill and steps are chunks too; two slots of the cache stay empty."""
-    cache = attention.KVCache.zeros(CONFIG, 2, 23, jnp.float32)
     contract.check_streaming(
-        step_cached, cache, inputs(21), whole, part=part(), gradients=False
+        step_cached,
+        empty_cache(2, 23, index),
+        inputs(21),
+        whole,
+        part=part(),
+        gradients=False,
     )
 
 
 def test_kv_cache_grows_in_the_middle():
     x, layer, step = inputs(9), part(), jax.jit(step_cached)
-    cache = attention.KVCache.zeros(CONFIG, 2, 6, jnp.float32)
-    first, cache = step(layer, x[:, :6], cache)
+    first, cache = step(layer, x[:, :6], empty_cache(2, 6))
     second, cache = step(layer, x[:, 6:], cache.grow(11))
     y = np.concatenate([first, second], axis=1)
     np.testing.assert_allclose(y, whole(layer, x), **PLAIN)
-    assert cache.keys.shape[1] == 11 and int(cache.index) == 9
+    assert cache.keys.shape[3] == cache.values.shape[2] == 11 and int(cache.index) == 9
 
 
 @pytest.mark.parametrize("padding", [0.0, 1e3])  # finite: see `attend`
-def test_a_padded_row_gives_what_it_gives_alone(padding):
-    """Rows of 6, 4 and 1 steps, left-padded; what stands in the padding is not seen."""
-    layer, rows, lengths = part(), np.asarray(inputs(6, batch=3)), (6, 4, 1)
-    pads = 6 - np.asarray(lengths)
-    x = np.where(np.arange(6)[None, :, None] < pads[:, None, None], padding, rows)
+def test_rows_stand_at_their_own_steps(padding):
+    """Rows of 6, 4 and 1 steps, padded on the right, then two steps more of each.
 
-    @jax.jit
-    def run(x, pads):
-        positions = jnp.maximum(jnp.arange(6)[None] - pads[:, None], 0)
-        rope = attention.rope_angles(positions, CONFIG.head_dim, CONFIG.rope_theta)
-        cache = attention.KVCache.zeros(CONFIG, 3, 8, jnp.float32)
-        mask = attention.cache_mask(cache.index, pads, 6, 8)
-        return layer(x, rope, mask, cache)[0]
-
-    y = run(x, pads)
-    for row, pad in enumerate(pads):
-        expected = whole(layer, jnp.asarray(rows[row : row + 1, pad:]))
-        np.testing.assert_allclose(y[row, pad:], expected[0], **PLAIN)
+    What stands in the padding is not seen, and what comes next overwrites it.
+    """
+    layer, rows, lengths = part(), np.asarray(inputs(8, batch=3)), np.array([6, 4, 1])
+    real = np.arange(6)[None, :, None] < lengths[:, None, None]
+    x = jnp.asarray(np.where(real, rows[:, :6], padding))
+    step = jax.jit(step_cached)
+    y, cache = step(layer, x, empty_cache(3, 9, [0, 0, 0]))
+    cache, later = cache.replace(index=jnp.asarray(lengths)), []
+    for i in range(2):
+        following = rows[np.arange(3), lengths + i][:, None]
+        out, cache = step(layer, following, cache)
+        later.append(out)
+    for row, length in enumerate(lengths):
+        expected = whole(layer, jnp.asarray(rows[row : row + 1, : length + 2]))[0]
+        got = np.concatenate([y[row, :length], *(out[row] for out in later)])
+        np.testing.assert_allclose(got, expected, **PLAIN)
 
 
 def step_windowed(part, x, state):
     position, cache = state
     length = x.shape[1]
     mask = attention.window_mask(position, length, WINDOW)
-    y, cache = part(x, angles(position + jnp.arange(length)), mask, cache)
+    positions = position[:, None] + jnp.arange(length)[None]
+    rope = attention.rope_angles(positions, CONFIG.head_dim, CONFIG.rope_theta)
+    y, cache = part(x, rope, mask, cache)
     return y, (position + length, cache)
 
 
 def test_window_cache_streams():
-    state = jnp.int32(0), attention.WindowCache.zeros(WINDOWED, 2, jnp.float32)
+    cache = attention.WindowCache.zeros(WINDOWED, 2, jnp.float32)
+    state = jnp.zeros(2, jnp.int32), cache
     contract.check_streaming(
         step_windowed, state, inputs(21), whole, part=part(WINDOWED)
     )

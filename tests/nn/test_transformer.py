@@ -71,7 +71,7 @@ def chunk(part, x, state):
     start, caches = state
     steps = x.shape[1]
     positions = (start + jnp.arange(steps))[None]
-    mask = attention.cache_mask(start, jnp.zeros(2, jnp.int32), steps, CACHE)
+    mask = attention.cache_mask(positions, CACHE)
     y, caches = part(x, positions, mask, caches)
     return y, (start + steps, caches)
 
