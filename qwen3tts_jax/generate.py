@@ -1,12 +1,13 @@
-"""Generation: prefill, then one device program for as many frames as there is room.
+"""Generation: a prompt is read in chunks, then one device program makes many frames.
 
 One frame = 15 code-predictor steps, one talker step, and the choice of the next frame's
-codebook 0.  The host only enlarges the cache when it is full and reports progress.
+codebook 0.  Every row of a state stands at its own step, so that streams can join and
+leave (serving/engine.py); a whole utterance is the same with all text known.
 Source: Qwen3TTSForConditionalGeneration.generate and Talker.forward.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -15,27 +16,12 @@ from flax import struct
 
 from qwen3tts_jax import code_predictor, placement, prompt, sampling, talker
 from qwen3tts_jax import config as configs
-from qwen3tts_jax.nn import attention
+from qwen3tts_jax.nn import attention, quantized
 
 # Shapes are padded to these, so that requests of other lengths compile nothing new.
-PROMPT_BUCKETS = (
-    32,
-    64,
-    96,
-    128,
-    192,
-    256,
-    384,
-    512,
-    768,
-    1024,
-    1536,
-    2048,
-    3072,
-    4096,
-)
-TRAILING_BUCKETS = (32, 128, 512, 2048, 8192)
+PROMPT_CHUNKS = (32, 128)
 CACHE_BUCKETS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+GROUP = 32  # frames of a whole utterance between two looks at whether it has ended
 
 GUARD_MIN_FRAMES = 192
 GUARD_FRAMES_PER_TOKEN = 12  # a text token is rarely spoken for more than 3 frames
@@ -50,6 +36,32 @@ class LanguageModel:
     talker: talker.Talker
     predictor: code_predictor.CodePredictor
 
+    @property
+    def dtype(self):
+        """Of everything between the embeddings and the scores."""
+        return self.talker.codec_embedding.embedding[...].dtype
+
+    @property
+    def is_quantized(self) -> bool:
+        head = self.talker.codec_head.kernel[...]
+        return isinstance(head, quantized.QuantizedKernel)
+
+    def quantized(self, form: quantized.Form) -> "LanguageModel":
+        """The same with one byte for each weight that every frame reads.
+
+        Norms, embeddings and biases stay as they are; see `nn/quantized.py`.
+        """
+        return self.replace(
+            talker=quantized.quantize_kernels(
+                self.talker,
+                form,
+                where=lambda path: path.startswith(("transformer.", "codec_head.")),
+            ),
+            predictor=quantized.quantize_kernels(
+                self.predictor, form, where=lambda path: True
+            ),
+        )
+
     def embed_frame(self, codes: jax.Array) -> jax.Array:
         """Sum of a frame's 16 embeddings: float [..., D] of int [..., Q]."""
         first = self.talker.embed_codec(codes[..., 0])
@@ -58,7 +70,7 @@ class LanguageModel:
     def embed_prompt(self, batch: dict) -> jax.Array:
         """Float [B, P, D]: both tracks of a collated prompt added, zero at padding.
 
-        batch: the fields of `prompt.Batch`.
+        batch: text, codes, speaker and speaker_at as in `prompt.Batch`.
         """
         text, codes = batch["text"], batch["codes"]
         x = self.talker.embed_text(jnp.maximum(text, 0))
@@ -74,177 +86,260 @@ class LanguageModel:
 
 @struct.dataclass
 class GenerationState:
-    """Everything that changes while frames are made.
+    """Everything that changes while frames are made; a row for each utterance.
 
     Attributes:
-        step: int32 [], frames made.
+        step: int32 [B], frames made; position: int32 [B], filled slots of the caches.
         first: int32 [B], codebook 0 of the frame to make next.
         hidden: float [B, D], the talker's hidden state before that frame.
-        codes: int32 [B, S, Q], frames so far.
         seen: bool [B, V], codebook-0 ids chosen so far.
-        frames: int32 [B], frames each row has (fixed once it is done).
-        limit: int32 [B], frames each row may have.
-        ended: bool [B], the row chose its end token; done: ended, or at its limit.
-        caches: the talker's KVCaches, [B, S, K, H] each.
-        pads: int32 [B], left-padding slots in the caches.
-        trailing: float [B, R, D], text embeddings still to be added, one per frame.
-        tts_pad: float [1, D], added when they are used up.
-        keys: PRNG keys [B].
+        ended: bool [B], the row chose its end token.
+        caches: the talker's KVCaches.
+        keys: PRNG keys [B]; sampling: how each row chooses.
     """
 
     step: jax.Array
+    position: jax.Array
     first: jax.Array
     hidden: jax.Array
-    codes: jax.Array
     seen: jax.Array
-    frames: jax.Array
-    limit: jax.Array
     ended: jax.Array
-    done: jax.Array
     caches: tuple
-    pads: jax.Array
-    trailing: jax.Array
-    tts_pad: jax.Array
     keys: jax.Array
+    sampling: sampling.Sampling
+
+    @property
+    def size(self) -> int:
+        """Slots of the caches."""
+        return self.caches[0].values.shape[2]
+
+    def running(self, limit: jax.Array) -> jax.Array:
+        """Bool [B]: which rows have frames to make; limit: int32 [B]."""
+        return ~self.ended & (self.step < limit)
 
 
-def prefill(
-    lm, batch, limit, keys, params, tts_pad_id, *, size: int
-) -> GenerationState:
-    """Read the prompts and choose codebook 0 of the first frame.
+@struct.dataclass
+class Frames:
+    """What `advance` has made.
 
-    Args:
-        lm: LanguageModel.
-        batch: fields of `prompt.Batch` as arrays.
-        limit: int32 [B], frames each row may have; keys: PRNG keys [B].
-        params: sampling.Sampling.
-        size: slots of the caches; static.
+    Attributes:
+        codes: int32 [B, N, Q], of which the first `count` of each row are frames.
+        count: int32 [B]; ended: bool [B], the row's end token came after them.
+    """
+
+    codes: jax.Array
+    count: jax.Array
+    ended: jax.Array
+
+
+def init_state(lm: LanguageModel, *, rows: int, size: int) -> GenerationState:
+    """Rows that have read nothing yet, with caches of `size` slots.
+
+    Their keys and choices are placeholders of the right shape.
     """
     c = lm.talker.config
-    x = lm.embed_prompt(batch)
-    rows, length, _ = x.shape
-    positions, mask = prompt_positions(batch["pads"], length, size)
-    caches = lm.talker.transformer.init_cache(rows, size, x.dtype)
-    hidden, caches = lm.talker(x, positions, mask, caches)
-    state = GenerationState(
-        step=jnp.int32(0),
+    caches = lm.talker.transformer.init_cache(rows, size, lm.dtype)
+    choices = sampling.Options().sampling()
+    position = jnp.zeros(rows, jnp.int32)
+    return GenerationState(
+        step=jnp.zeros(rows, jnp.int32),
+        position=position,
         first=jnp.zeros(rows, jnp.int32),
-        hidden=hidden[:, -1],
-        codes=jnp.zeros((rows, size, c.code_groups), jnp.int32),
+        hidden=jnp.zeros((rows, c.transformer.dim), lm.dtype),
         seen=jnp.zeros((rows, c.vocab_size), bool),
-        frames=jnp.zeros(rows, jnp.int32),
-        limit=limit,
         ended=jnp.zeros(rows, bool),
-        done=jnp.zeros(rows, bool),
-        caches=caches,
-        pads=batch["pads"],
-        trailing=lm.talker.embed_text(batch["trailing"]),
-        tts_pad=lm.talker.embed_text(tts_pad_id),
-        keys=keys,
+        caches=_at(caches, position),
+        keys=jax.random.split(jax.random.key(0), rows),
+        sampling=jax.tree.map(lambda x: jnp.broadcast_to(x, rows), choices),
     )
-    return _choose_first(lm, state, params)
 
 
-def prompt_positions(pads: jax.Array, length: int, size: int):
-    """(rotary positions [B, T], mask [B, T, S]) of left-padded prompts.
+def read_chunk(lm: LanguageModel, state: GenerationState, chunk: dict):
+    """One row's prompt read on; the state is as after its last position.
 
-    Positions count from the first real token; what stands at padding is never read.
+    chunk: see `prompt.chunk`.  Its padding lands in slots that are not seen before the
+    next positions have overwritten them.
     """
-    positions = jnp.maximum(jnp.arange(length)[None] - pads[:, None], 0)
-    return positions, attention.cache_mask(jnp.int32(0), pads, length, size)
+    x = lm.embed_prompt(chunk)
+    positions = state.position[:, None] + jnp.arange(x.shape[1])[None]
+    mask = attention.cache_mask(positions, state.size)
+    hidden, caches = lm.talker(x, positions, mask, state.caches)
+    last = chunk["length"][:, None, None] - 1
+    position = state.position + chunk["length"]
+    return state.replace(
+        position=position,
+        hidden=jnp.take_along_axis(hidden, last, axis=1)[:, 0],
+        caches=_at(caches, position),
+    )
 
 
-def make_frame(
-    lm, state: GenerationState, params: sampling.Sampling
-) -> GenerationState:
-    """One 80 ms frame of every row; rows that are done keep what they have."""
+def _at(caches: tuple, position: jax.Array) -> tuple:
+    return tuple(cache.replace(index=position) for cache in caches)
+
+
+def insert(state: GenerationState, row: GenerationState, slot: jax.Array):
+    """The state with another state's only row in place of row `slot`: int32 []."""
+    return jax.tree.map(
+        lambda rows, one: jax.lax.dynamic_update_slice_in_dim(rows, one, slot, 0),
+        state,
+        row,
+    )
+
+
+def make_frame(lm, state: GenerationState, text, active, limit):
+    """One 80 ms frame.
+
+    Args:
+        text: float [B, D], what the text track adds to this frame.
+        active: bool [B]; the other rows stay as they are.
+        limit: int32 [B], frames each row may have.
+    Returns:
+        (state, int32 [B, Q]).
+    """
     first = lm.talker.embed_codec(state.first)
     keys = _keys(state)
 
     def choose(scores, i):
         row_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i + 1)
-        return sampling.choose(scores, params.predictor, row_keys)
+        return sampling.choose(scores, state.sampling.predictor, row_keys)
 
     rest = lm.predictor.generate(state.hidden, first, choose)
-    frame = jnp.concatenate([state.first[:, None], rest], axis=1)  # [B, Q]
-    codes = jax.lax.dynamic_update_slice(
-        state.codes, frame[:, None], (0, state.step, 0)
-    )
-    x = first + lm.predictor.embed(rest) + _text_of_frame(state)
-    slot = state.caches[0].index
-    size = state.caches[0].keys.shape[1]
-    mask = attention.cache_mask(slot, state.pads, 1, size)
-    positions = (slot - state.pads)[:, None]
+    x = first + lm.predictor.embed(rest) + text
+    positions = state.position[:, None]
+    mask = attention.cache_mask(positions, state.size)
     hidden, caches = lm.talker(x[:, None], positions, mask, state.caches)
-    frames = state.frames + ~state.done
+    frame = jnp.concatenate([state.first[:, None], rest], axis=1)  # [B, Q]
+    position = state.position + active
     state = state.replace(
-        step=state.step + 1,
-        hidden=hidden[:, 0],
-        codes=codes,
-        frames=frames,
-        done=state.done | (frames >= state.limit),
-        caches=caches,
+        step=state.step + active,
+        position=position,
+        hidden=jnp.where(active[:, None], hidden[:, 0], state.hidden),
+        caches=_at(caches, position),
     )
-    return _choose_first(lm, state, params)
+    return choose_first(lm, state, active & (state.step < limit)), frame
 
 
-def _text_of_frame(state: GenerationState) -> jax.Array:
-    """Float [B, D]: the trailing text of this frame, or tts_pad after its end."""
-    last = state.trailing.shape[1] - 1
-    row = state.trailing[:, jnp.minimum(state.step, last)]
-    return jnp.where(state.step <= last, row, state.tts_pad)
-
-
-def _choose_first(lm, state: GenerationState, params) -> GenerationState:
-    """Choose codebook 0 of the next frame, or find that a row has ended."""
+def choose_first(lm, state: GenerationState, active: jax.Array) -> GenerationState:
+    """Choose codebook 0 of the active rows' next frames, or find that they end."""
     c = lm.talker.config
     scores = sampling.talker_scores(
         lm.talker.logits(state.hidden),
         seen=state.seen,
         step=state.step,
-        sampling=params,
+        sampling=state.sampling,
         eos=c.codec_eos_id,
     )
     keys = jax.vmap(jax.random.fold_in, (0, None))(_keys(state), 0)
-    first = sampling.choose(scores, params.talker, keys)
-    ended = state.ended | (~state.done & (first == c.codec_eos_id))
-    done = state.done | ended
-    first = jnp.where(done, c.codec_pad_id, first)
-    rows = jnp.arange(len(first))
+    first = sampling.choose(scores, state.sampling.talker, keys)
     return state.replace(
-        first=first,
-        seen=state.seen.at[rows, first].set(True),
-        ended=ended,
-        done=done,
+        first=jnp.where(active, first, state.first),
+        seen=state.seen.at[jnp.arange(len(first)), first].max(active),
+        ended=state.ended | (active & (first == c.codec_eos_id)),
     )
 
 
 def _keys(state: GenerationState) -> jax.Array:
     """The keys of the frame at `step`, one per row."""
-    return jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.step)
+    return jax.vmap(jax.random.fold_in)(state.keys, state.step)
 
 
-def advance(lm, state: GenerationState, params, until: jax.Array) -> GenerationState:
-    """Make frames until `until` of them exist or every row is done."""
-    return jax.lax.while_loop(
-        lambda s: (s.step < until) & ~jnp.all(s.done),
-        lambda s: make_frame(lm, s, params),
-        state,
-    )
+def advance(lm, state: GenerationState, text, count, active, limit):
+    """Make frames until `count` of them exist or no active row goes on.
+
+    Args:
+        text: int32 [B, N], ids of the text track, one for each frame to make.
+        count: int32 [], at most N.
+        active: bool [B]; limit: int32 [B]: see `make_frame`.
+    Returns:
+        (state, Frames).
+    """
+    rows, most = text.shape
+    embedded = lm.talker.embed_text(text)  # [B, N, D]
+    codes = jnp.zeros((rows, most, lm.talker.config.code_groups), jnp.int32)
+
+    def goes_on(carry):
+        i, state, _ = carry
+        return (i < count) & jnp.any(active & state.running(limit))
+
+    def go_on(carry):
+        i, now, codes = carry
+        x = jax.lax.dynamic_index_in_dim(embedded, i, 1, keepdims=False)
+        now, frame = make_frame(lm, now, x, active & now.running(limit), limit)
+        codes = jax.lax.dynamic_update_index_in_dim(codes, frame, i, 1)
+        return i + 1, now, codes
+
+    carry = (jnp.int32(0), state, codes)
+    _, after, codes = jax.lax.while_loop(goes_on, go_on, carry)
+    return after, Frames(codes, after.step - state.step, after.ended)
 
 
 def grow(state: GenerationState, *, size: int) -> GenerationState:
     """The same state with room for `size` cache slots."""
-    codes = ((0, 0), (0, size - state.codes.shape[1]), (0, 0))
-    return state.replace(
-        codes=jnp.pad(state.codes, codes),
-        caches=tuple(cache.grow(size) for cache in state.caches),
-    )
+    return state.replace(caches=tuple(c.grow(size) for c in state.caches))
 
 
-_prefill = jax.jit(prefill, static_argnames="size")
-_advance = jax.jit(advance, donate_argnames="state")
-_grow = jax.jit(grow, static_argnames="size")
+# The same as programs; those that take a state use it up.
+jit_init = jax.jit(init_state, static_argnames=("rows", "size"))
+jit_read = jax.jit(read_chunk, donate_argnames="state")
+jit_choose_first = jax.jit(choose_first, donate_argnames="state")
+jit_insert = jax.jit(insert, donate_argnames="state")
+jit_advance = jax.jit(advance, donate_argnames="state")
+jit_grow = jax.jit(grow, static_argnames="size")
+
+
+# --------------------------------------------------------------- a prompt, an utterance
+
+
+def spans(length: int) -> Iterator[tuple[int, int]]:
+    """(start, size) of the chunks in which a prompt of `length` positions is read."""
+    small, large = PROMPT_CHUNKS
+    start = 0
+    while start < length:
+        size = large if length - start > 2 * small else small
+        yield start, size
+        start += size
+
+
+def slots(length: int, frames: int) -> int:
+    """Cache slots, a bucket, for a prompt and so many frames.
+
+    One more than they fill: a row that rests writes to the slot of its next frame.
+    """
+    padded = sum(list(spans(length))[-1])
+    return placement.bucket(max(padded, length + frames + 1), CACHE_BUCKETS)
+
+
+def row_key(seed: int, row: int = 0) -> jax.Array:
+    """PRNG keys [1]: those of row `row` of a batch that is made with `seed`."""
+    return jax.random.fold_in(jax.random.key(seed), np.uint32([row])[0])[None]
+
+
+def read_prompt(
+    lm: LanguageModel,
+    config: configs.Qwen3TTSConfig,
+    item: prompt.Prompt,
+    choices: sampling.Sampling,
+    key: jax.Array,
+    *,
+    size: int,
+    made: np.ndarray | None = None,
+) -> GenerationState:
+    """The state of one row that has read its prompt and chosen its next codebook 0.
+
+    Args:
+        choices: of one row; key: see `row_key`; size: see `slots`.
+        made: int32 [T, Q], the frames that the prompt ends with where it is the
+            beginning of an utterance that was interrupted (see `prompt.resume`).
+    """
+    state = jit_init(lm, rows=1, size=size).replace(keys=key, sampling=choices)
+    if made is not None:
+        seen = np.zeros(state.seen.shape, bool)
+        seen[0, made[:, 0]] = True
+        state = state.replace(step=np.int32([len(made)]), seen=seen)
+    for start, width in spans(len(item.text)):
+        chunk = prompt.chunk(config, item, start=start, size=width)
+        state = jit_read(lm, state, chunk)
+    return jit_choose_first(lm, state, np.ones(1, bool))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,61 +367,83 @@ def generate(
         options: max_new_tokens N allows N - 1 frames, as in the official package.
         seed: row b draws with fold_in(key(seed), b).
         guard: also stop a row after max(192, 12 frames per text token).
-        report_every, on_progress: call back with the frames made, every so many.
+        report_every, on_progress: call back with the frames made, every so many, at
+            most GROUP.
     """
-    rows = len(prompts)
-    length = placement.bucket(max(len(p.text) for p in prompts), PROMPT_BUCKETS)
-    room = config.talker.max_positions - length
-    limit = _limits(prompts, options, guard, room)
-    size = placement.bucket(length + min(limit.max(), GUARD_MIN_FRAMES), CACHE_BUCKETS)
-    batch = prompt.collate(
-        config,
-        prompts,
-        length=length,
-        trailing=placement.bucket(
-            max(len(p.trailing) for p in prompts), TRAILING_BUCKETS
-        ),
-    )
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(
-        jax.random.key(seed), jnp.arange(rows)
-    )
-    params = options.sampling()
-    pad_id = jnp.asarray([config.tts_pad_id])
-    fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-    state = _prefill(lm, fields, limit, keys, params, pad_id, size=size)
-    made = 0
-    while not bool(jnp.all(state.done)):
-        if length + made == size:
-            size = placement.bucket(size + 1, CACHE_BUCKETS)
-            state = _grow(state, size=size)
-        until = min(size - length, made + report_every if report_every else size)
-        state = _advance(lm, state, params, jnp.int32(until))
-        made = int(state.step)
+    longest = max(len(p.text) for p in prompts)
+    most = most_frames(config, longest, options, guard)
+    guards = [guard_frames(p.text_tokens) if guard else most for p in prompts]
+    limit = np.minimum(guards, most).astype(np.int32)
+    state = _read_all(lm, config, prompts, options.sampling(), seed, limit)
+    active, made, parts = np.ones(len(prompts), bool), 0, []
+    count, text = report_every or GROUP, np.empty((len(prompts), GROUP), np.int32)
+    while (running := active & (limit > made)).any():
+        if longest + made + count >= state.size:
+            state = jit_grow(state, size=slots(longest, made + count))
+        for row, item in zip(text, prompts):
+            row[:] = config.tts_pad_id
+            rest = item.trailing[made : made + GROUP]
+            row[: len(rest)] = rest
+        state, frames = jit_advance(lm, state, text, np.int32(count), running, limit)
+        frames = jax.device_get(frames)
+        parts.append(frames)
+        active = running & ~frames.ended
+        made += int(frames.count.max())
         if on_progress:
             on_progress(made)
-    return _results(state, limit, options.max_new_tokens - 1)
+    return _results(parts, limit, options.max_new_tokens - 1)
 
 
-def _limits(prompts, options, guard: bool, room: int) -> np.ndarray:
-    """int32 [B]: how many frames each row may have."""
+def _read_all(lm, config, prompts, choices, seed, limit) -> GenerationState:
+    """The state of all rows before their first frame."""
+    size = slots(max(len(p.text) for p in prompts), min(limit.max(), GUARD_MIN_FRAMES))
+    rows = (
+        read_prompt(lm, config, item, choices, row_key(seed, row), size=size)
+        for row, item in enumerate(prompts)
+    )
+    if len(prompts) == 1:
+        return next(rows)
+    state = jit_init(lm, rows=len(prompts), size=size)
+    for slot, row in enumerate(rows):
+        state = jit_insert(state, row, np.int32(slot))
+    return state
+
+
+def most_frames(
+    config: configs.Qwen3TTSConfig, length: int, options: sampling.Options, guard: bool
+) -> int:
+    """Frames that may follow a prompt of `length`: as many as are asked for.
+
+    With a guard the model's positions may allow fewer.  Raises: ValueError if they
+    allow none, or, without a guard, fewer.
+    """
     most = options.max_new_tokens - 1
+    # a slot more than the frames fill, see `slots`
+    room = config.talker.max_positions - length - 1
     if room < 1 or (most > room and not guard):
         raise ValueError(
             f"got a prompt and {most} frames that need more than the model's positions "
             f"({room} are left after the prompt); shorten the text or max_new_tokens"
         )
-    if not guard:
-        return np.full(len(prompts), most, np.int32)
-    tokens = np.asarray([p.text_tokens for p in prompts])
-    guards = np.maximum(GUARD_MIN_FRAMES, GUARD_FRAMES_PER_TOKEN * tokens)
-    return np.minimum(guards, min(most, room)).astype(np.int32)
+    return min(most, room)
 
 
-def _results(state, limit: np.ndarray, most: int) -> list[Generated]:
-    frames, ended = np.asarray(state.frames), np.asarray(state.ended)
-    codes = np.asarray(state.codes)  # cut here: on the device each length compiles
-    reasons = [
-        EOS if end else (MAX_FRAMES if at >= most else GUARD)
-        for end, at in zip(ended, limit)
+def guard_frames(tokens: int) -> int:
+    """Frames after which a text of so many tokens is taken for a runaway."""
+    return max(GUARD_MIN_FRAMES, GUARD_FRAMES_PER_TOKEN * tokens)
+
+
+def stop_reason(ended: bool, limit: int, most: int) -> str:
+    """Why a row stopped: its end token, or its limit, which `most` is without guard."""
+    return EOS if ended else (MAX_FRAMES if limit >= most else GUARD)
+
+
+def _results(parts: list[Frames], limit: np.ndarray, most: int) -> list[Generated]:
+    def codes(row: int) -> np.ndarray:
+        return np.concatenate([p.codes[row, : p.count[row]] for p in parts])
+
+    ended = np.any([p.ended for p in parts], axis=0)
+    return [
+        Generated(codes(row), stop_reason(ended[row], limit[row], most))
+        for row in range(len(limit))
     ]
-    return [Generated(c[:n], r) for c, n, r in zip(codes, frames, reasons)]

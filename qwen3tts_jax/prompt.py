@@ -93,6 +93,7 @@ def build(
     x_vector: np.ndarray | None = None,
     reference: Reference | None = None,
     non_streaming: bool,
+    more: bool = False,
 ) -> Prompt:
     """Lay one prompt out.
 
@@ -104,10 +105,15 @@ def build(
         x_vector: float [D], or None; excludes `speaker`.
         reference: for ICL cloning, or None.
         non_streaming: the whole text before the first frame.
+        more: text is still to come, so that nothing ends it here; `text` holds at least
+            `text_needed` ids.
     Raises: ValueError for an empty text, an unknown language or speaker.
     """
     if not text:
         raise ValueError("got a text without a single token; give something to say")
+    if more:
+        needed = text_needed(reference, non_streaming=non_streaming)
+        assert needed is not None and len(text) >= needed
     c = config.talker
     tracks = _Tracks(c.code_groups)
     for token in [*(instruct or []), *role]:
@@ -117,6 +123,8 @@ def build(
         trailing = _add_text(tracks, config, text, non_streaming)
     else:
         trailing = _add_reference(tracks, config, text, reference, non_streaming)
+    if more:
+        trailing = trailing[:-1]  # the end of the text, or the padding after it
     return Prompt(
         text=np.asarray(tracks.text, np.int32),
         codes=np.asarray(tracks.codes, np.int32),
@@ -125,6 +133,16 @@ def build(
         trailing=np.asarray(trailing, np.int32),
         text_tokens=len(text),
     )
+
+
+def text_needed(reference: Reference | None, *, non_streaming: bool) -> int | None:
+    """How many text ids `build` needs before the rest may trail; None: all of them."""
+    if non_streaming:
+        return None
+    if reference is None:
+        return 1
+    # a text position for each reference frame and codec_bos
+    return max(1, len(reference.codes) + 1 - len(reference.text))
 
 
 def _add_marks(tracks, config, language, speaker, x_vector) -> int:
@@ -251,3 +269,49 @@ def collate(
         if prompt.speaker is not None:
             speaker[row], speaker_at[row] = prompt.speaker, pad + prompt.speaker_at
     return Batch(text, codes, speaker, speaker_at, pads, trail)
+
+
+def resume(prompt: Prompt, text: np.ndarray, codes: np.ndarray) -> Prompt:
+    """A prompt that ends with frames that were made after it.
+
+    text: int [T], what the text track added to them; codes: int [T, Q].
+    """
+    return dataclasses.replace(
+        prompt,
+        text=np.concatenate([prompt.text, np.asarray(text, np.int32)]),
+        codes=np.concatenate([prompt.codes, np.asarray(codes, np.int32)]),
+    )
+
+
+def blank(config: configs.Qwen3TTSConfig, length: int) -> Prompt:
+    """A prompt of `length` positions that says nothing, to warm programs up."""
+    return Prompt(
+        text=np.full(length, config.tts_pad_id, np.int32),
+        codes=np.full((length, config.talker.code_groups), NONE, np.int32),
+        speaker_at=NONE,
+        speaker=None,
+        trailing=np.zeros(0, np.int32),
+        text_tokens=0,
+    )
+
+
+def chunk(
+    config: configs.Qwen3TTSConfig, prompt: Prompt, *, start: int, size: int
+) -> dict[str, np.ndarray]:
+    """Positions from `start` on as one row, padded on the right to `size` of them.
+
+    Returns: text, codes, speaker and speaker_at as in `Batch`, and length: int32 [1],
+    the positions that are not padding.
+    """
+    text, codes = prompt.text[start : start + size], prompt.codes[start : start + size]
+    pad = (0, size - len(text))
+    speaker, speaker_at = np.zeros(config.talker.transformer.dim, np.float32), NONE
+    if prompt.speaker is not None:
+        speaker, speaker_at = prompt.speaker, prompt.speaker_at - start
+    return dict(
+        text=np.pad(text, pad, constant_values=NONE)[None],
+        codes=np.pad(codes, (pad, (0, 0)), constant_values=NONE)[None],
+        speaker=np.float32(speaker)[None],
+        speaker_at=np.int32([speaker_at]),
+        length=np.int32([len(text)]),
+    )

@@ -11,6 +11,7 @@ import numbers
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 NEVER = -jnp.inf
@@ -20,7 +21,7 @@ SUPPRESSED_TAIL = 1024  # the last ids of the talker's vocabulary are not codes
 
 @struct.dataclass
 class Choice:
-    """How one head chooses; every field a scalar array.
+    """How one head chooses; every field an array [B], or [1] for all rows.
 
     Attributes:
         do_sample: bool; False takes the best score.
@@ -41,7 +42,7 @@ class Sampling:
 
     Attributes:
         talker, predictor: Choice of codebook 0 and of codebooks 1..15.
-        repetition_penalty: float32 > 0, 1 for none.
+        repetition_penalty: float32 [B] or [1], > 0, 1 for none.
     """
 
     talker: Choice
@@ -113,7 +114,7 @@ class Options:
                 raise ValueError(f"got {name}={value!r}, expected {expected}")
 
     def sampling(self) -> Sampling:
-        """The options as arrays."""
+        """The options as arrays of one row."""
         return Sampling(
             talker=_choice(self.do_sample, self.temperature, self.top_k, self.top_p),
             predictor=_choice(
@@ -122,21 +123,25 @@ class Options:
                 self.subtalker_top_k,
                 self.subtalker_top_p,
             ),
-            repetition_penalty=jnp.float32(self.repetition_penalty),
+            repetition_penalty=np.float32([self.repetition_penalty]),
         )
 
 
 def _choice(do_sample, temperature, top_k, top_p) -> Choice:
     return Choice(
-        jnp.bool_(do_sample),
-        jnp.float32(temperature),
-        jnp.int32(top_k),
-        jnp.float32(top_p),
+        np.bool_([do_sample]),
+        np.float32([temperature]),
+        np.int32([top_k]),
+        np.float32([top_p]),
     )
 
 
 def penalize_repetition(scores: jax.Array, seen: jax.Array, penalty) -> jax.Array:
-    """Divide positive and multiply negative scores of seen ids.  seen: bool [B, V]."""
+    """Divide positive and multiply negative scores of seen ids.
+
+    seen: bool [B, V]; penalty: float32 [B] or [1].
+    """
+    penalty = penalty[:, None]
     penalized = jnp.where(scores < 0, scores * penalty, scores / penalty)
     return jnp.where(seen, penalized, scores)
 
@@ -144,12 +149,13 @@ def penalize_repetition(scores: jax.Array, seen: jax.Array, penalty) -> jax.Arra
 def suppress(scores: jax.Array, step: jax.Array, eos: int) -> jax.Array:
     """Ban what is not a code, and the end token at the first two steps.
 
-    scores: float32 [B, V]; step: int32 [], tokens chosen before; eos: the end id.
+    scores: float32 [B, V]; step: int32 [B] or [1], tokens chosen before; eos: the end
+        id.
     """
-    ids = jnp.arange(scores.shape[-1])
+    ids = jnp.arange(scores.shape[-1])[None]
     banned = (ids >= scores.shape[-1] - SUPPRESSED_TAIL) & (ids != eos)
-    banned = banned | ((ids == eos) & (step < MIN_NEW_TOKENS))
-    return jnp.where(banned[None], NEVER, scores)
+    banned = banned | ((ids == eos) & (step < MIN_NEW_TOKENS)[:, None])
+    return jnp.where(banned, NEVER, scores)
 
 
 def talker_scores(logits, *, seen, step, sampling: Sampling, eos: int) -> jax.Array:
@@ -165,15 +171,17 @@ def warp(scores: jax.Array, choice: Choice) -> jax.Array:
     scores: float [B, V]; result float32 [B, V].  Ids that tie with the k-th best are
     kept by top-k; of those that tie at the edge of top-p, the first ones go.
     """
-    scores = scores.astype(jnp.float32) / choice.temperature
-    size = scores.shape[-1]
+    scores = scores.astype(jnp.float32) / choice.temperature[:, None]
+    rows, size = scores.shape
     ascending = jnp.sort(scores, axis=-1)
     k = jnp.where(choice.top_k == 0, size, jnp.clip(choice.top_k, 1, size))
-    floor = jnp.take(ascending, size - k, axis=-1)[:, None]  # [B, 1]
+    kth = jnp.broadcast_to(size - k, rows)[:, None]  # [B, 1]
+    floor = jnp.take_along_axis(ascending, kth, axis=-1)
     ascending = jnp.where(ascending < floor, NEVER, ascending)
     # top-p cuts, from the bottom, what sums to 1 - p or less, but never the best
-    below = jnp.cumsum(jax.nn.softmax(ascending, axis=-1), axis=-1) <= 1 - choice.top_p
-    cut = jnp.where(choice.top_p < 1, jnp.sum(below, axis=-1, keepdims=True), 0)
+    top_p = choice.top_p[:, None]
+    below = jnp.cumsum(jax.nn.softmax(ascending, axis=-1), axis=-1) <= 1 - top_p
+    cut = jnp.where(top_p < 1, jnp.sum(below, axis=-1, keepdims=True), 0)
     cut = jnp.minimum(cut, size - 1)  # [B, 1]
     edge = jnp.take_along_axis(ascending, cut, axis=-1)
     tied = scores == edge

@@ -18,6 +18,8 @@ from qwen3tts_jax.tokenizer_12hz import encoder as encoders
 ENCODE_BUCKETS = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
 DECODE_CHUNK = 32  # frames decoded per program; a short rest takes SMALL_CHUNK
 SMALL_CHUNK = 8
+# A state is wanted after exactly so many frames: chunks that add up to any number.
+EXACT_CHUNKS = (DECODE_CHUNK, SMALL_CHUNK, 4, 2, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Qwen3TTSTokenizer:
             device_map, attn_implementation, revision: see `Qwen3TTSModel`.
         """
         placement.check_attention(attn_implementation)
+        placement.keep_programs()
         path = hf.resolve(pretrained_model_name_or_path, revision=revision)
         hf_config = hf.read_json(path / "config.json")
         config = configs.Tokenizer12HzConfig.from_hf(hf_config)
@@ -106,12 +109,15 @@ class Qwen3TTSTokenizer:
             codes = _encode(self.encoder, batch, length, self.config.quantizers)
         return [c[: -(-len(w) // hop)] for c, w in zip(np.asarray(codes), waves)]
 
-    def decode(self, encoded: Any) -> tuple[list[np.ndarray], int]:
+    def decode(
+        self, encoded: Any, *, states: list[decoders.DecoderState] | None = None
+    ) -> tuple[list[np.ndarray], int]:
         """Waves of codes.
 
         Args:
             encoded: what `encode` returned, {"audio_codes": ...}, a list of such dicts,
                 or a list of int arrays [T, 16]; rows of -1 at the end are padding.
+            states: what came before each of them, see `state_after`; None: nothing.
         Returns:
             (list of float32 [T*1920] in [-1, 1], 24000).
 
@@ -123,15 +129,51 @@ class Qwen3TTSTokenizer:
         batch = np.zeros((len(codes), longest, codes[0].shape[1]), np.int32)
         for row, c in zip(batch, codes):
             row[: len(c)] = c
-        wave = np.concatenate(list(self._chunks(batch)), axis=1)
+        states = [self.own_state(state) for state in states or [None] * len(codes)]
+        state = states[0] if len(states) == 1 else _join(*states)
+        wave = np.concatenate(list(self._chunks(batch, state)), axis=1)
         hop = self.config.samples_per_frame
         waves = [w[: len(c) * hop] for w, c in zip(wave, codes)]
         return waves, self.config.output_sample_rate
 
-    def _chunks(self, codes: np.ndarray):
+    def empty_state(self, rows: int = 1) -> decoders.DecoderState:
+        """The decoder's state before the first frame."""
+        return _empty_state(self.decoder, rows)
+
+    def own_state(self, state: decoders.DecoderState | None) -> decoders.DecoderState:
+        """A copy that a program may use up; of None: the state before the first frame.
+
+        A voice's state serves many utterances.
+        """
+        return self.empty_state() if state is None else _copy(state)
+
+    def state_after(
+        self, codes: np.ndarray, state: decoders.DecoderState | None = None
+    ) -> decoders.DecoderState:
+        """The decoder's state after frames int [T, 16] (after others, with `state`).
+
+        What is decoded from it sounds as it does after those frames.
+        """
+        codes, start = self._checked(codes)[None], 0
+        state = self.own_state(state)
+        while start < codes.shape[1]:
+            rest = codes.shape[1] - start
+            size = next(size for size in EXACT_CHUNKS if size <= rest)
+            with placement.exact():
+                chunk = codes[:, start : start + size]
+                _, state = _decode_step(self.decoder, chunk, state)
+            start += size
+        return state
+
+    def warmup(self) -> None:
+        """Compile all that decoding one utterance, or going on after one, needs."""
+        codes = np.zeros((sum(EXACT_CHUNKS), self.config.quantizers), np.int32)
+        self.own_state(self.state_after(codes))
+        self.decode([codes])
+
+    def _chunks(self, codes: np.ndarray, state: decoders.DecoderState):
         """Waves of successive chunks, the last one padded: causal, so harmless."""
-        dtype = self.decoder.pre_conv.kernel[...].dtype
-        state, start = self.decoder.init_state(len(codes), dtype), 0
+        start = 0
         while start < codes.shape[1]:
             rest = codes.shape[1] - start
             size = SMALL_CHUNK if rest <= SMALL_CHUNK else DECODE_CHUNK
@@ -211,6 +253,11 @@ _encode = jax.jit(
 _decode_step = jax.jit(
     lambda decoder, codes, state: decoder.step(codes, state), donate_argnums=2
 )
+_empty_state = jax.jit(
+    lambda decoder, rows: decoder.init_state(rows, decoder.dtype), static_argnums=1
+)
+_copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
+_join = jax.jit(lambda *states: jax.tree.map(lambda *x: jnp.concatenate(x), *states))
 
 
 def tokenizer_parts(config: configs.Tokenizer12HzConfig) -> dict[str, tuple]:

@@ -8,8 +8,17 @@ import numpy as np
 from qwen3tts_jax import audio, placement
 from qwen3tts_jax import speaker_encoder as speaker_encoders
 from qwen3tts_jax import speech_tokenizer as speech_tokenizers
+from qwen3tts_jax.tokenizer_12hz import decoder as decoders
 
 MEL_BUCKETS = tuple(audio.HOP * 2**n for n in range(5, 16))  # samples
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceState:
+    """The codec decoder after a reference.  codes: int32 [T, 16], the reference."""
+
+    codes: np.ndarray
+    state: decoders.DecoderState
 
 
 @dataclasses.dataclass
@@ -21,6 +30,7 @@ class VoiceClonePromptItem:
         ref_spk_embedding: float [D].
         x_vector_only_mode, icl_mode: one of them is True.
         ref_text: what the recording says; needed in ICL mode.
+        reference_state: beyond the official fields, see `codec_state`.
     """
 
     ref_code: np.ndarray | None
@@ -28,6 +38,7 @@ class VoiceClonePromptItem:
     x_vector_only_mode: bool
     icl_mode: bool
     ref_text: str | None = None
+    reference_state: ReferenceState | None = None
 
 
 def analyse(
@@ -47,7 +58,26 @@ def analyse(
     codes = _codes(recordings, x_vector_only, speech_tokenizer)
     vectors = [embed_speaker(speaker_encoder, *r) for r in recordings]
     rows = zip(codes, vectors, x_vector_only, ref_texts)
-    return [VoiceClonePromptItem(c, v, bool(o), not o, t) for c, v, o, t in rows]
+    items = [VoiceClonePromptItem(c, v, bool(o), not o, t) for c, v, o, t in rows]
+    for item in items:
+        codec_state(item, speech_tokenizer)
+    return items
+
+
+def codec_state(
+    item: VoiceClonePromptItem, speech_tokenizer: speech_tokenizers.Qwen3TTSTokenizer
+) -> decoders.DecoderState | None:
+    """The decoder's state after the reference of an ICL item, else None.
+
+    Computed once and kept with the item; again if somebody has changed its codes.
+    """
+    if not item.icl_mode:
+        return None
+    codes, kept = np.asarray(item.ref_code), item.reference_state
+    if kept is None or not np.array_equal(kept.codes, codes):
+        kept = ReferenceState(codes.copy(), speech_tokenizer.state_after(codes))
+        item.reference_state = kept
+    return kept.state
 
 
 def _codes(recordings, x_vector_only, tokenizer) -> list[np.ndarray | None]:
@@ -107,3 +137,20 @@ def items_of(voice) -> list[VoiceClonePromptItem]:
     modes = zip(voice["x_vector_only_mode"], voice["icl_mode"])
     rows = zip(codes, voice["ref_spk_embedding"], modes, ref_texts)
     return [VoiceClonePromptItem(c, v, x, i, t) for c, v, (x, i), t in rows]
+
+
+def warmup(
+    seconds: float,
+    *,
+    speech_tokenizer: speech_tokenizers.Qwen3TTSTokenizer,
+    speaker_encoder: speaker_encoders.SpeakerEncoder,
+) -> None:
+    """Compile what recordings of up to so many seconds need."""
+    rate = speaker_encoder.config.sample_rate
+    frames = seconds * rate / speech_tokenizer.config.samples_per_frame
+    for count in speech_tokenizers.ENCODE_BUCKETS:
+        silence = np.zeros(count * speech_tokenizer.config.samples_per_frame)
+        embed_speaker(speaker_encoder, silence, rate)
+        speech_tokenizer.encode(silence.astype(np.float32), sr=rate)
+        if count >= frames:
+            return

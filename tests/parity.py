@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 import safetensors
 
-from qwen3tts_jax import generate, prompt, voice_clone
 from qwen3tts_jax import model as models
+from qwen3tts_jax import prompt, voice_clone
+from qwen3tts_jax.training import losses
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -187,7 +188,7 @@ def read_prompts(tts, prompts: list[prompt.Prompt]) -> list[ReadPrompt]:
 def _read(lm, batch: dict, tts_pad_id):
     x, talker = lm.embed_prompt(batch), lm.talker
     length = x.shape[1]
-    positions, mask = generate.prompt_positions(batch["pads"], length, length)
+    positions, mask = losses.left_padded(batch["pads"], length)
     hidden, _ = talker(x, positions, mask)
     trailing, tts_pad = map(talker.embed_text, (batch["trailing"], tts_pad_id))
     return x, hidden, trailing, tts_pad, talker.logits(hidden[:, -1])

@@ -18,13 +18,9 @@ LONGEST_TRAILING = 27  # of the French text, in streaming layout
 
 
 @pytest.fixture(autouse=True)
-def one_bucket(monkeypatch):
-    """All prompts and all trailing texts in one bucket: a program for each batch size.
-
-    The longest trailing text fills its bucket to the last place.
-    """
-    monkeypatch.setattr(generate, "PROMPT_BUCKETS", (96,))
-    monkeypatch.setattr(generate, "TRAILING_BUCKETS", (LONGEST_TRAILING,))
+def one_group(monkeypatch):
+    """The longest trailing text fills a group of frames to the last place."""
+    monkeypatch.setattr(generate, "GROUP", LONGEST_TRAILING)
 
 
 def greedy(penalty: float, max_new_tokens: int = MAX_NEW_TOKENS) -> dict:

@@ -2,6 +2,7 @@
 touch each other, limits, and no compilation in service."""
 
 import dataclasses
+import functools
 import logging
 
 import contract
@@ -123,54 +124,94 @@ def test_every_draw_has_its_own_randomness(lm):
     assert len(np.unique(made)) > 320
 
 
-def test_a_padded_prompt_gives_what_it_gives_alone(lm):
+def states(lm, prompts, frames=3, size=256, **changed):
+    """Hidden states [B, D] after the prompts and after some frames."""
+    choices, count = OPTIONS.sampling(), len(prompts)
+    rows = [
+        generate.read_prompt(lm, CONFIG, p, choices, generate.row_key(i), size=size)
+        for i, p in enumerate(prompts)
+    ]
+    state = generate.jit_init(lm, rows=count, size=size)
+    for slot, row in enumerate(rows):
+        state = generate.jit_insert(state, row, np.int32(slot))
+    first = np.asarray(state.hidden)
+    text, limit = np.full((count, 4), 7, np.int32), np.full(count, FRAMES, np.int32)
+    active = np.ones(count, bool)
+    state, _ = generate.jit_advance(lm, state, text, np.int32(frames), active, limit)
+    return np.stack([first, state.hidden])
+
+
+def test_a_prompt_gives_the_same_in_chunks_of_any_size(lm, monkeypatch):
     """Hidden states after the prompt and 3 frames.  1e-5: float32 through 3 layers."""
+    usual = states(lm, [SHORT, LONGER])
+    for chunks in ((8, 16), (5, 100)):
+        monkeypatch.setattr(generate, "PROMPT_CHUNKS", chunks)
+        other = states(lm, [SHORT, LONGER])
+        np.testing.assert_allclose(other, usual, rtol=1e-5, atol=1e-5)
 
-    def hidden(prompts, length, **changed):
-        # shapes as of the other tests, which have compiled them
-        batch = prompt.collate(CONFIG, prompts, length=length, trailing=32)
-        fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-        rows, params = len(prompts), OPTIONS.sampling()
-        state = generate._prefill(
-            lm,
-            fields | changed,
-            np.full(rows, FRAMES, np.int32),
-            jax.vmap(jax.random.key)(jnp.arange(rows)),
-            params,
-            jnp.asarray([CONFIG.tts_pad_id]),
-            size=256,
-        )
-        first = np.asarray(state.hidden)
-        state = generate._advance(lm, state, params, jnp.int32(3))
-        return np.stack([first, state.hidden])
 
-    padded = hidden([SHORT, LONGER], 32)[:, 0]
-    alone = hidden([SHORT], len(SHORT.text))[:, 0]
-    np.testing.assert_allclose(padded, alone, rtol=1e-5, atol=1e-5)
-    # a row without a voice does not read the vector
-    nan = np.full((2, CONFIG.talker.transformer.dim), np.nan, np.float32)
-    nowhere = np.full(2, -1, np.int32)
-    voiceless = hidden([SHORT, LONGER], 32, speaker=nan, speaker_at=nowhere)
-    assert np.isfinite(voiceless).all()
+def test_a_prompt_gives_the_same_in_a_larger_cache(lm):
+    small, large = (states(lm, [SHORT, LONGER], size=size) for size in (64, 256))
+    np.testing.assert_allclose(small, large, rtol=1e-5, atol=1e-5)
+
+
+def test_a_row_without_a_voice_does_not_read_the_vector(lm, monkeypatch):
+    chunk = prompt.chunk
+
+    def voiceless(*args, **kwargs):
+        nothing = dict(speaker=np.full((1, CONFIG.talker.transformer.dim), np.nan))
+        nothing["speaker"] = nothing["speaker"].astype(np.float32)
+        return chunk(*args, **kwargs) | nothing | dict(speaker_at=np.int32([-1]))
+
+    monkeypatch.setattr(prompt, "chunk", voiceless)
+    assert np.isfinite(states(lm, [SHORT, LONGER])).all()
+
+
+def test_a_resting_row_stays_as_it_is(lm):
+    """Bit for bit, whatever the other row does, also when its cache is nearly full."""
+    choices = OPTIONS.sampling()
+    rows = [
+        generate.read_prompt(lm, CONFIG, p, choices, generate.row_key(i), size=64)
+        for i, p in enumerate((SHORT, LONGER))
+    ]
+    state = generate.jit_init(lm, rows=2, size=64)
+    for slot, row in enumerate(rows):
+        state = generate.jit_insert(state, row, np.int32(slot))
+    text, limit = np.full((2, 4), 7, np.int32), np.full(2, 60, np.int32)
+
+    def run(state, actives):
+        state, made = jax.tree.map(jnp.copy, state), []
+        for active in actives:
+            state, frames = generate.jit_advance(
+                lm, state, text, np.int32(4), np.array(active), limit
+            )
+            made.append(np.asarray(frames.codes[1]) if active[1] else None)
+            assert frames.count.tolist() == [4 * a for a in active]
+        return [m for m in made if m is not None]
+
+    together = run(state, [[True, True], [True, True]])
+    apart = run(state, [[True, False], [True, True], [True, False], [False, True]])
+    np.testing.assert_array_equal(together, apart)
 
 
 # ------------------------------------------------------- cache, progress, limits
 
 
 def test_a_cache_that_grows_changes_nothing(lm, monkeypatch):
-    """36 slots, then 44: the prompts take 32, the frames 12."""
-    whole = codes(run(lm, [SHORT, LONG]))
-    sizes, grow = [], generate._grow
-    monkeypatch.setattr(generate, "CACHE_BUCKETS", (36, 44))
+    """Prompts of 9 and 20 positions and 12 frames; room for 11 frames, then for all."""
+    whole = codes(run(lm, [SHORT, LONGER]))
+    sizes, grow = [], generate.jit_grow
+    monkeypatch.setattr(generate, "CACHE_BUCKETS", (32, 44))
     monkeypatch.setattr(generate, "GUARD_MIN_FRAMES", 4)
+    monkeypatch.setattr(generate, "GROUP", 4)
 
     def noted(state, *, size):
-        sizes.append((int(state.step), size))
+        sizes.append((int(state.step.max()), size))
         return grow(state, size=size)
 
-    monkeypatch.setattr(generate, "_grow", noted)
-    grown = codes(run(lm, [SHORT, LONG]))
-    assert sizes == [(4, 44)]
+    monkeypatch.setattr(generate, "jit_grow", noted)
+    grown = codes(run(lm, [SHORT, LONGER]))
+    assert sizes == [(8, 44)]
     assert_same(grown, whole)
 
 
@@ -193,16 +234,21 @@ def test_max_new_tokens_allows_one_frame_less(lm):
 def test_guard_constants():
     """At least 192 frames, 12 for a token; never more than max_new_tokens allows."""
     assert (generate.GUARD_MIN_FRAMES, generate.GUARD_FRAMES_PER_TOKEN) == (192, 12)
-    options = sampling.Options(max_new_tokens=300)
-    prompts = [make_prompt(n) for n in (1, 16, 17, 100)]
-    limit = generate._limits(prompts, options, guard=True, room=4000)
-    assert limit.tolist() == [192, 192, 204, 299]
-    limit = generate._limits(prompts, options, guard=True, room=200)
-    assert limit.tolist() == [192, 192, 200, 200]
-    limit = generate._limits(prompts, options, guard=False, room=4000)
-    assert limit.tolist() == [299, 299, 299, 299]
+    guards = [generate.guard_frames(tokens) for tokens in (1, 16, 17, 100)]
+    assert guards == [192, 192, 204, 1200]
+
+
+def test_most_frames_is_what_is_asked_for_or_what_the_positions_allow():
+    options, positions = sampling.Options(max_new_tokens=300), 32768
+    most = functools.partial(generate.most_frames, CONFIG)
+    for guard in (True, False):
+        assert most(20, options, guard) == 299
+        assert most(positions - 300, options, guard) == 299
+        with pytest.raises(ValueError, match="shorten the text or max_new_tokens"):
+            most(positions - 1, options, guard)
+    assert most(positions - 299, options, True) == 298
     with pytest.raises(ValueError, match="shorten the text or max_new_tokens"):
-        generate._limits(prompts, options, guard=False, room=298)
+        most(positions - 299, options, False)
 
 
 def test_the_guard_stops_each_row_at_its_own_limit(lm, monkeypatch):

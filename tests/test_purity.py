@@ -56,7 +56,7 @@ def causal():
 
 
 def cached():
-    return attention.cache_mask(jnp.int32(0), ints(B), T, S)
+    return attention.cache_mask(ints(1, T), S)
 
 
 def choose(scores, i):
@@ -117,7 +117,8 @@ def vq_calls(part):
 
 def decoder_calls(part):
     codes = ints(B, T, CODEC.quantizers)
-    return stepped(codes)(part) | dict(decode=[(codes,)], samples_per_frame=PROPERTY)
+    properties = dict(dtype=PROPERTY, samples_per_frame=PROPERTY)
+    return stepped(codes)(part) | dict(decode=[(codes,)]) | properties
 
 
 def encoder_calls(part):
@@ -141,7 +142,7 @@ MIMI = CODEC.encoder.transformer
 WINDOW_CALL = only(
     floats(B, T, WINDOWED.dim),
     rope(WINDOWED),
-    attention.window_mask(jnp.int32(5), T, WINDOWED.window),
+    attention.window_mask(jnp.full(B, 5), T, WINDOWED.window),
     attention.WindowCache.zeros(WINDOWED, B, jnp.float32),
 )
 

@@ -48,7 +48,7 @@ def scores(setting: inputs.Setting, logits, history) -> jax.Array:
     return sampling.talker_scores(
         jnp.asarray(logits),
         seen=jnp.asarray(seen),
-        step=jnp.int32(setting.step),
+        step=jnp.int32([setting.step]),
         sampling=sampling.Options(repetition_penalty=penalty).sampling(),
         eos=inputs.CODEC_EOS,
     )

@@ -87,7 +87,7 @@ class DecoderState:
     """All that a decoder remembers between chunks of frames.
 
     Attributes:
-        position: int32 [], frames decoded so far.
+        position: int32 [B], frames decoded so far.
         pre_conv: float [B, 2, codebook_dim].
         caches: one WindowCache per transformer layer.
         upsample, blocks: states of those stages.
@@ -148,11 +148,16 @@ class Decoder(nnx.Module):
     def samples_per_frame(self) -> int:
         return math.prod(self.config.upsample_rates + self.config.upsampling_ratios)
 
+    @property
+    def dtype(self):
+        """Of everything between the codebooks and the wave."""
+        return self.pre_conv.kernel[...].dtype
+
     def init_state(self, batch: int, dtype=jnp.float32) -> DecoderState:
         """The state before the first frame."""
         c = self.config.transformer
         return DecoderState(
-            position=jnp.int32(0),
+            position=jnp.zeros(batch, jnp.int32),
             pre_conv=self.pre_conv.init_state(batch, dtype),
             caches=tuple(
                 attention.WindowCache.zeros(c, batch, dtype) for _ in range(c.layers)
@@ -188,7 +193,7 @@ class Decoder(nnx.Module):
 
     def _transform(self, x: jax.Array, state: DecoderState):
         frames = x.shape[1]
-        positions = (state.position + jnp.arange(frames))[None]
+        positions = state.position[:, None] + jnp.arange(frames)[None]
         mask = attention.window_mask(
             state.position, frames, self.config.transformer.window
         )
@@ -197,8 +202,7 @@ class Decoder(nnx.Module):
 
     def decode(self, codes: jax.Array) -> jax.Array:
         """Float32 [B, T*1920] of codes: int [B, T, Q]; `step` from the zero state."""
-        dtype = self.pre_conv.kernel[...].dtype
-        return self.step(codes, self.init_state(len(codes), dtype))[0]
+        return self.step(codes, self.init_state(len(codes), self.dtype))[0]
 
     __call__ = decode
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from qwen3tts_jax import generate
+from qwen3tts_jax.nn import attention
 
 PREDICTOR_WEIGHT = 0.3  # of the mean over codebooks 1..15, as in the official script
 
@@ -75,9 +76,21 @@ def _hidden(lm, batch: dict, codes: jax.Array) -> jax.Array:
         )
     x = jnp.concatenate([lm.embed_prompt(batch), lm.embed_frame(codes) + text], axis=1)
     size = x.shape[1]
-    positions, mask = generate.prompt_positions(batch["pads"], size, size)
+    positions, mask = left_padded(batch["pads"], size)
     hidden, _ = lm.talker(x, positions, mask)
     return hidden[:, -(length + 1) :]
+
+
+def left_padded(pads: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
+    """(rotary positions int32 [B, T], mask bool [B, T, T]) of left-padded sequences.
+
+    pads: int [B].  Positions count from the first real one; what stands at padding is
+    never read.
+    """
+    steps = jnp.arange(length)[None]
+    positions = jnp.maximum(steps - pads[:, None], 0)
+    real = steps >= pads[:, None]  # [B, T]
+    return positions, attention.causal_mask(length) & real[:, None]
 
 
 def _predictor_loss(lm, hidden: jax.Array, codes: jax.Array) -> jax.Array:
