@@ -1,6 +1,6 @@
 """Speak one text with a Qwen3-TTS 12Hz checkpoint and write a 24 kHz WAV file.
 
-The last line on stdout is a JSON object; the rtf of a first run counts its compiling.
+The last line is a JSON object; the rtf of a first run counts its compiling.
 Official weights: --model Qwen/Qwen3-TTS-12Hz-0.6B-Base downloads them when first used
 (`hf download Qwen/Qwen3-TTS-12Hz-0.6B-Base --local-dir DIR` does so beforehand).
 Without them, make random weights of the real 0.6B configuration, and hear their noise:
@@ -13,18 +13,14 @@ first in line and will be answered by the next available representative."
 
 import argparse
 import json
-import os
 import pathlib
 import secrets
 import sys
-import tempfile
 import time
 
-import jax
-import numpy as np
-
-from qwen3tts_jax import audio, hf, model, prompt, sampling
+from qwen3tts_jax import audio, hf, model, prompt, sampling, sinks
 from qwen3tts_jax import config as configs
+from qwen3tts_jax.serving import session
 
 FRAME_RATE = 12.5  # Hz
 SAMPLING = dict(temperature=float, top_k=int, top_p=float)  # flags for both heads
@@ -50,9 +46,7 @@ def check_request(args) -> dict:
     refuse(args.temperature == 0, "got --temperature 0; to draw nothing give --greedy")
     given = {name: v for name in SAMPLING if (v := getattr(args, name)) is not None}
     refuse(args.greedy and given, f"got --greedy and --{' --'.join(given)}; drop one")
-    for out in filter(None, (args.out, args.codes_out)):
-        good = os.access(out.parent, os.W_OK) and not out.is_dir()
-        refuse(not good, f"got {str(out)!r}, expected a file in a folder to write to")
+    sinks.check(args.out, args.codes_out)
     both = given | {f"subtalker_{name}": value for name, value in given.items()}
     both["do_sample"] = both["subtalker_dosample"] = False if args.greedy else None
     return dict(both, repetition_penalty=args.repetition_penalty, max_new_tokens=tokens)
@@ -79,17 +73,17 @@ def check_variant(args, config: configs.Qwen3TTSConfig) -> tuple[str, dict]:
 
 
 def speak(args) -> dict:
-    """From arguments to files; returns what the last line of stdout says."""
+    """From arguments to files; returns what the last line says."""
     options, path = check_request(args), hf.resolve(args.model, weights=False)
     config = configs.Qwen3TTSConfig.from_hf(hf.read_json(path / "config.json"))
     name, voice = check_variant(args, config)
     sampling.Options.merge(options, hf.read_json(path / "generation_config.json"))
     print(f"loading {name} from {args.model}", file=sys.stderr)
-    bundle = model.Qwen3TTSModel.from_pretrained(args.model, dtype=args.dtype)
-    make = getattr(bundle, f"{model.METHODS[config.variant]}_utterances")
-    utterances = make(args.text, language=args.language, **voice)
+    settings = dict(dtype=args.dtype, weights=args.weights)
+    bundle = model.Qwen3TTSModel.from_pretrained(args.model, **settings)
+    voice = bundle.voice(language=args.language, **voice)
     print("reference analysed" if args.ref_audio else "loaded", file=sys.stderr)
-    start = time.perf_counter()
+    start, options["seed"], first = time.perf_counter(), args.seed, {}
 
     def report(frames: int) -> dict:
         seconds, wall = frames / FRAME_RATE, round(time.perf_counter() - start, 3)
@@ -97,13 +91,20 @@ def speak(args) -> dict:
         print(f"{frames} frames, {seconds:.1f} s, RTF {rtf:.2f}", file=sys.stderr)
         return dict(frames=frames, audio_seconds=seconds, wall_seconds=wall, rtf=rtf)
 
-    [speech] = bundle.speak(utterances, seed=args.seed, on_progress=report, **options)
-    result = report(len(speech.codes)) | dict(stop_reason=speech.stop_reason)
-    if args.codes_out:
-        with tempfile.TemporaryDirectory(dir=args.codes_out.parent) as folder:
-            np.save(f"{folder}/codes.npy", speech.codes)
-            os.replace(f"{folder}/codes.npy", args.codes_out)
-    audio.write_wav(args.out, speech.wave)
+    with sinks.open_sound(args.out, growing=args.stream) as out:
+        if args.stream:
+            speech = session.StreamingSession(bundle, voice, **options)
+            for chunk in speech.speak(args.text):
+                out.write(chunk)
+                now = report(len(speech.codes))["wall_seconds"]
+                first = first or dict(first_sound_seconds=now)
+        else:
+            spoken = [bundle.utterance(args.text, voice)]
+            [speech] = bundle.speak(spoken, on_progress=report, **options)
+            out.write(speech.wave)
+        if args.codes_out:
+            sinks.write_npy(args.codes_out, speech.codes)
+    result = report(len(speech.codes)) | first | dict(stop_reason=speech.stop_reason)
     return result | dict(seed=args.seed, model=name, out=str(args.out))
 
 
@@ -121,24 +122,23 @@ def main(argv: list[str] | None = None) -> None:
     add("--ref_audio", help="Base: recording to clone; path, http(s) address or base64")
     add("--ref_text", type=str.strip, help="Base: what it says, word for word")
     add("--x_vector_only", action="store_true", help="Base: clone without ref_text")
-    add("--out", type=path, default="out.wav", help="default: %(default)s")
+    add("--out", type=path, default="out.wav", help="WAV; - is PCM to stdout")
+    add("--stream", action="store_true", help="write sound while it is made")
     add("--codes_out", type=path, help=".npy file for the codes, int32 [T, 16]")
     add("--seed", type=int, default=secrets.randbits(31), help="default: a fresh one")
     add("--greedy", action="store_true", help="draw nothing, in either head")
     add("--max_frames", type=int, help="of 80 ms; default: a guard against runaways")
     add("--dtype", choices=("float32", "bfloat16"), help="default: float32 on CPU only")
+    add("--weights", choices=("int8", "float8"), help="in one byte each: not exact")
     add("--repetition_penalty", type=float, help="on codebook 0; 1 for none")
     for name, kind in SAMPLING.items():
         add(f"--{name}", type=kind, help="for both heads: talker and code predictor")
     args = parser.parse_args(argv)
     if not args.model:
         parser.error(f"got no --model, expected a directory or a hub id\n\n{__doc__}")
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        jax.config.update("jax_compilation_cache_dir", f"{cache}/qwen3tts_jax/xla")
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     try:
-        print(json.dumps(speak(args)))
+        result = json.dumps(speak(args))
+        print(result, file=sys.stderr if str(args.out) == sinks.PIPE else sys.stdout)
     except (OSError, TypeError, ValueError) as error:
         parser.error(" ".join(str(error).split()))
     except KeyboardInterrupt:

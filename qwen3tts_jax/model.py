@@ -7,7 +7,7 @@ meant and the method says so.
 
 import dataclasses
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,10 @@ from qwen3tts_jax import speaker_encoder as speaker_encoders
 from qwen3tts_jax import speech_tokenizer as speech_tokenizers
 from qwen3tts_jax import talker as talkers
 from qwen3tts_jax import text as texts
+from qwen3tts_jax.nn import quantized
+from qwen3tts_jax.serving import engine as engines
+from qwen3tts_jax.serving import session as sessions
+from qwen3tts_jax.tokenizer_12hz import decoder as decoders
 
 PROGRESS_FRAMES = 12  # between two reports: about a second of speech
 SPEECH_TOKENIZER = "speech_tokenizer"  # folder of the codec inside a TTS repository
@@ -47,11 +51,24 @@ class Speech:
 
 
 @dataclasses.dataclass(frozen=True)
+class Voice:
+    """How to speak: all of a request but its text.
+
+    Attributes:
+        layout: keyword arguments of `prompt.build`.
+        codec: the codec decoder after the reference of an ICL clone, else None.
+    """
+
+    layout: dict
+    codec: decoders.DecoderState | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Utterance:
-    """A prompt, and the reference frames to decode before its own (ICL) or None."""
+    """A prompt, and what the codec decoder starts from: see `Voice`."""
 
     prompt: prompt.Prompt
-    ref_code: np.ndarray | None = None
+    codec: decoders.DecoderState | None = None
 
 
 class Qwen3TTSModel:
@@ -93,6 +110,7 @@ class Qwen3TTSModel:
         device_map: str | None = None,
         attn_implementation: str | None = None,
         revision: str | None = None,
+        weights: quantized.Form | None = None,
     ) -> "Qwen3TTSModel":
         """Load an official directory or hub id.
 
@@ -104,10 +122,13 @@ class Qwen3TTSModel:
             attn_implementation: an official name is accepted and changes nothing: there
                 is one attention here.
             revision: of a hub id.
+            weights: "int8" or, made for GPUs, "float8" to keep the weights that every
+                frame reads in one byte each: faster, not exact; None for `dtype`.
         Raises:
             FileNotFoundError, ValueError: naming what is missing or does not fit.
         """
         placement.check_attention(attn_implementation)
+        placement.keep_programs()
         path = hf.resolve(pretrained_model_name_or_path, revision=revision)
         hf_config = hf.read_json(path / "config.json")
         config = configs.Qwen3TTSConfig.from_hf(hf_config)
@@ -123,7 +144,7 @@ class Qwen3TTSModel:
             dtype=placement.dtype(dtype, placement.default_dtype(device)),
             device=device,
         )
-        return cls(
+        model = cls(
             config,
             parts,
             tokenizer=tokenizer,
@@ -132,6 +153,9 @@ class Qwen3TTSModel:
             generation_config=generation_config,
             source=path,
         )
+        if weights is not None:
+            model.language_model = model.language_model.quantized(weights)
+        return model
 
     def save_pretrained(self, save_directory: str | Path, *, dtype=None) -> None:
         """Write the official layout, which the official package loads.
@@ -142,6 +166,11 @@ class Qwen3TTSModel:
             dtype: of the weights in the file, None keeps the parameters' own; the codec
                 stays float32.
         """
+        if self.language_model.is_quantized:
+            raise ValueError(
+                "got a model with quantised weights, expected those of a checkpoint; "
+                "load it without weights= and save that"
+            )
         parts = model_parts(self.config)
         modules = dict(
             talker=self.language_model.talker,
@@ -212,21 +241,23 @@ class Qwen3TTSModel:
         self._require("base", "generate_voice_clone")
         text_list = _texts(text)
         count = len(text_list)
-        if voice_clone_prompt is not None:
-            items = voice_clone.items_of(voice_clone_prompt)
-        elif ref_audio is not None:
-            items = self.create_voice_clone_prompt(
-                ref_audio, ref_text, x_vector_only_mode
-            )
-        else:
-            raise ValueError("got no voice: give voice_clone_prompt or ref_audio")
+        items = self._voices(
+            voice_clone_prompt, ref_audio, ref_text, x_vector_only_mode
+        )
         items = _spread(items, count, "voice_clone_prompt")
         return [
-            self._clone_utterance(t, l, item, non_streaming_mode)
+            self.utterance(t, self._clone_voice(l, item, non_streaming_mode))
             for t, l, item in zip(text_list, self._languages(language, count), items)
         ]
 
-    def _clone_utterance(self, text, language, item, non_streaming) -> Utterance:
+    def _voices(self, voice_clone_prompt, ref_audio, ref_text, x_vector_only_mode):
+        if voice_clone_prompt is not None:
+            return voice_clone.items_of(voice_clone_prompt)
+        if ref_audio is None:
+            raise ValueError("got no voice: give voice_clone_prompt or ref_audio")
+        return self.create_voice_clone_prompt(ref_audio, ref_text, x_vector_only_mode)
+
+    def _clone_voice(self, language, item, non_streaming) -> Voice:
         reference = None
         if item.icl_mode:
             if not item.ref_text or item.ref_code is None:
@@ -236,14 +267,13 @@ class Qwen3TTSModel:
                 )
             ids = self.tokenizer.reference_ids(item.ref_text)
             reference = prompt.Reference(ids, np.asarray(item.ref_code))
-        built = self._prompt(
-            text,
+        layout = dict(
             language=language,
             x_vector=np.asarray(item.ref_spk_embedding),
             reference=reference,
             non_streaming=non_streaming,
         )
-        return Utterance(built, None if reference is None else reference.codes)
+        return Voice(layout, voice_clone.codec_state(item, self.speech_tokenizer))
 
     def generate_voice_clone(
         self,
@@ -289,6 +319,36 @@ class Qwen3TTSModel:
             self.speak(utterances, seed=seed, **options), return_codes
         )
 
+    def stream_voice_clone(
+        self,
+        text: str | Iterable[str],
+        language: str | None = None,
+        ref_audio: AudioLike | None = None,
+        ref_text: str | None = None,
+        x_vector_only_mode: bool = False,
+        voice_clone_prompt=None,
+        non_streaming_mode: bool = False,
+        **options,
+    ) -> Iterator[np.ndarray]:
+        """`generate_voice_clone` of one utterance, chunk by chunk.
+
+        Args:
+            text: whole, or pieces as a language model makes them; they may cut words.
+            options: generation options, and seed, schedule, text_timeout, slot_timeout
+                and engine of `StreamingSession`.
+        Yields: float32 [n * 1920], 24 kHz.
+        """
+        self._require("base", "stream_voice_clone")
+        voice = self.voice(
+            language=language,
+            ref_audio=ref_audio,
+            ref_text=ref_text,
+            x_vector_only_mode=x_vector_only_mode,
+            voice_clone_prompt=voice_clone_prompt,
+            non_streaming_mode=non_streaming_mode,
+        )
+        return self._stream(text, voice, options)
+
     # ---- voice design
 
     def voice_design_utterances(
@@ -304,13 +364,15 @@ class Qwen3TTSModel:
             _spread(instruct, count, "instruct"),
         )
         return [
-            Utterance(
-                self._prompt(
-                    t, language=l, instruct=i, non_streaming=non_streaming_mode
-                )
-            )
+            self.utterance(t, self._designed_voice(l, i, non_streaming_mode))
             for t, l, i in rows
         ]
+
+    def _designed_voice(self, language, instruct, non_streaming) -> Voice:
+        instruct = self.tokenizer.instruct_ids(instruct) if instruct else None
+        return Voice(
+            dict(language=language, instruct=instruct, non_streaming=non_streaming)
+        )
 
     def generate_voice_design(
         self,
@@ -334,6 +396,27 @@ class Qwen3TTSModel:
             self.speak(utterances, seed=seed, **options), return_codes
         )
 
+    def stream_voice_design(
+        self,
+        text: str | Iterable[str],
+        instruct: str,
+        language: str | None = None,
+        non_streaming_mode: bool = True,
+        **options,
+    ) -> Iterator[np.ndarray]:
+        """`generate_voice_design` of one utterance, chunk by chunk.
+
+        non_streaming_mode: True, the official default, waits for the whole text; False
+            begins with its first word.  Otherwise see `stream_voice_clone`.
+        """
+        self._require("voice_design", "stream_voice_design")
+        voice = self.voice(
+            instruct=instruct,
+            language=language,
+            non_streaming_mode=non_streaming_mode,
+        )
+        return self._stream(text, voice, options)
+
     # ---- custom voice
 
     def custom_voice_utterances(
@@ -348,8 +431,6 @@ class Qwen3TTSModel:
         self._require("custom_voice", "generate_custom_voice")
         text_list = _texts(text)
         count = len(text_list)
-        if self.config.size == "0b6":
-            instruct = None  # the 0.6B model was not trained with instructions
         rows = zip(
             text_list,
             _spread(speaker, count, "speaker"),
@@ -357,17 +438,15 @@ class Qwen3TTSModel:
             _spread(instruct, count, "instruct"),
         )
         return [
-            Utterance(
-                self._prompt(
-                    t,
-                    language=l,
-                    speaker=s,
-                    instruct=i,
-                    non_streaming=non_streaming_mode,
-                )
-            )
+            self.utterance(t, self._own_voice(s, l, i, non_streaming_mode))
             for t, s, l, i in rows
         ]
+
+    def _own_voice(self, speaker, language, instruct, non_streaming) -> Voice:
+        if self.config.size == "0b6":
+            instruct = None  # the 0.6B model was not trained with instructions
+        voice = self._designed_voice(language, instruct, non_streaming)
+        return Voice(voice.layout | dict(speaker=speaker))
 
     def generate_custom_voice(
         self,
@@ -395,7 +474,109 @@ class Qwen3TTSModel:
             self.speak(utterances, seed=seed, **options), return_codes
         )
 
+    def stream_custom_voice(
+        self,
+        text: str | Iterable[str],
+        speaker: str,
+        language: str | None = None,
+        instruct: str | None = None,
+        non_streaming_mode: bool = True,
+        **options,
+    ) -> Iterator[np.ndarray]:
+        """`generate_custom_voice` of one utterance, chunk by chunk.
+
+        Arguments: see `stream_voice_design` and `stream_voice_clone`.
+        """
+        self._require("custom_voice", "stream_custom_voice")
+        voice = self.voice(
+            speaker=speaker,
+            language=language,
+            instruct=instruct,
+            non_streaming_mode=non_streaming_mode,
+        )
+        return self._stream(text, voice, options)
+
     # ---- all variants
+
+    def voice(
+        self,
+        *,
+        language: str | None = None,
+        speaker: str | None = None,
+        instruct: str | None = None,
+        ref_audio: AudioLike | None = None,
+        ref_text: str | None = None,
+        x_vector_only_mode: bool = False,
+        voice_clone_prompt=None,
+        non_streaming_mode: bool | None = None,
+    ) -> Voice:
+        """How to speak, for `StreamingSession` and `utterance`.
+
+        Arguments: those of this checkpoint's `generate_*` method, with its defaults.
+        Raises: ValueError for what this checkpoint does not know or cannot use.
+        """
+        variant, language = self.config.variant, language or prompt.AUTO
+        clone = (ref_audio, ref_text, x_vector_only_mode, voice_clone_prompt)
+        unused = dict(
+            base=(speaker, instruct),
+            custom_voice=clone,
+            voice_design=(speaker, *clone),
+        )[variant]
+        if any(value is not None and value is not False for value in unused):
+            raise ValueError(
+                f"got arguments that a {variant} checkpoint cannot use; see "
+                f"stream_{METHODS[variant]} for those it can"
+            )
+        if variant == "custom_voice":
+            prompt.speaker_id(self.config.talker, speaker or "(none)")
+        prompt.language_id(self.config.talker, language, speaker)
+        if non_streaming_mode is None:
+            non_streaming_mode = variant != "base"
+        if variant == "base":
+            items = self._voices(voice_clone_prompt, ref_audio, ref_text, clone[2])
+            return self._clone_voice(
+                language, *_spread(items, 1, "voices"), non_streaming_mode
+            )
+        if variant == "custom_voice":
+            return self._own_voice(speaker, language, instruct, non_streaming_mode)
+        return self._designed_voice(language, instruct, non_streaming_mode)
+
+    def utterance(self, text: str, voice: Voice) -> Utterance:
+        """A text in a voice, for `speak`."""
+        _check_text(text)
+        role, ids = self.tokenizer.role_and_text_ids(text)
+        built = prompt.build(self.config, role=role, text=ids, **voice.layout)
+        return Utterance(built, voice.codec)
+
+    def _stream(self, text, voice: Voice, options: dict) -> Iterator[np.ndarray]:
+        if isinstance(text, str):
+            _check_text(text)
+        return sessions.StreamingSession(self, voice, **options).speak(text)
+
+    def warmup(
+        self,
+        *,
+        slots: int = 1,
+        schedule: tuple[int, ...] = engines.SCHEDULE,
+        positions: int = engines.POSITIONS,
+        reference_seconds: float = 12.0,
+    ) -> None:
+        """Compile what streams need, so that nothing is compiled in service.
+
+        Args:
+            slots, schedule: of the engine that will serve; 1 and the default schedule
+                for sessions without an engine.
+            positions: of the longest prompt and its frames, 12.5 a second.
+            reference_seconds: of the longest recording to clone (Base); 0 for none.
+        """
+        engine = engines.Engine(self, slots=slots, schedule=schedule)
+        engine.warmup(positions=positions)
+        if self.speaker_encoder is not None and reference_seconds > 0:
+            voice_clone.warmup(
+                reference_seconds,
+                speech_tokenizer=self.speech_tokenizer,
+                speaker_encoder=self.speaker_encoder,
+            )
 
     def speak(
         self,
@@ -429,14 +610,10 @@ class Qwen3TTSModel:
         return self._speech(utterances, made)
 
     def _speech(self, utterances, made) -> list[Speech]:
-        references = [_frames(u.ref_code, m.codes) for u, m in zip(utterances, made)]
-        joined = [np.concatenate([r, m.codes]) for r, m in zip(references, made)]
-        waves, _ = self.speech_tokenizer.decode(joined)
-        hop = self.speech_tokenizer.config.samples_per_frame
-        return [
-            Speech(wave[len(r) * hop :], m.codes, m.stop_reason)
-            for wave, r, m in zip(waves, references, made)
-        ]
+        waves, _ = self.speech_tokenizer.decode(
+            [m.codes for m in made], states=[u.codec for u in utterances]
+        )
+        return [Speech(w, m.codes, m.stop_reason) for w, m in zip(waves, made)]
 
     def _official(self, speeches: list[Speech], return_codes: bool):
         waves = [s.wave for s in speeches]
@@ -444,18 +621,6 @@ class Qwen3TTSModel:
         if return_codes:
             return waves, rate, [s.codes for s in speeches]
         return waves, rate
-
-    def _prompt(self, text: str, *, instruct: str | None = None, **layout):
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"got text {text!r}; give at least one word to say")
-        role, ids = self.tokenizer.role_and_text_ids(text)
-        return prompt.build(
-            self.config,
-            role=role,
-            text=ids,
-            instruct=self.tokenizer.instruct_ids(instruct) if instruct else None,
-            **layout,
-        )
 
     def _languages(self, language, count: int) -> list[str]:
         languages = _spread(
@@ -516,5 +681,6 @@ def _spread(value, count: int, name: str) -> list:
     return values
 
 
-def _frames(ref_code: np.ndarray | None, codes: np.ndarray) -> np.ndarray:
-    return codes[:0] if ref_code is None else np.asarray(ref_code, codes.dtype)
+def _check_text(text) -> None:
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"got text {text!r}; give at least one word to say")

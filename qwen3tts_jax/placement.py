@@ -1,7 +1,12 @@
-"""What surrounds a computation: device, dtype, precision, padded sizes."""
+"""What surrounds a computation: device, dtype, precision, padded sizes, programs."""
+
+import os
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
+
+MIN_COMPILE_SECONDS = 0.5  # programs that take less are not worth a file
 
 
 def exact():
@@ -52,3 +57,18 @@ def check_attention(name: str | None) -> None:
 def bucket(size: int, buckets: tuple[int, ...]) -> int:
     """The first bucket that holds `size`; past the last, `size` itself."""
     return next((b for b in buckets if b >= size), int(size))
+
+
+def keep_programs() -> None:
+    """Keep compiled programs in the user's cache folder, for the next process.
+
+    Not where the user has said where to keep them (JAX_COMPILATION_CACHE_DIR), or that
+    none are to be kept (JAX_ENABLE_COMPILATION_CACHE=false).
+    """
+    config = jax.config
+    if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
+        return
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    config.update("jax_compilation_cache_dir", f"{home}/qwen3tts_jax/xla")
+    config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
+    compilation_cache.reset_cache()  # what was compiled before may have closed it

@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import tempfile
 from collections.abc import Callable
 
 import jax
@@ -12,8 +13,13 @@ import pytest
 from qwen3tts_jax import text
 
 
-def pytest_configure() -> None:
+def pytest_configure(config) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
+    # One cache for all tests: many compile the same programs.  Not the user's.
+    programs = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    config.add_cleanup(programs.cleanup)
+    jax.config.update("jax_compilation_cache_dir", programs.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

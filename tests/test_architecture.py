@@ -25,6 +25,7 @@ LAYERS = (
         "nn",
         "placement",
         "sharding",
+        "sinks",
     ),
     (  # L2: neural parts
         "code_predictor",
@@ -40,7 +41,10 @@ LAYERS = (
         "generate",
         "speech_tokenizer",
         "voice_clone",
+        "serving.engine",
+        "serving.session",
         "model",
+        "serving.warmup",
         "random_checkpoint",
         "metrics",
     ),
@@ -114,16 +118,21 @@ def internal(path: pathlib.Path):
             yield line, name.removeprefix(PACKAGE).removeprefix(".")
 
 
+def entry(module: str) -> str:
+    """The name under which LAYERS has a module: its own, or that of its package."""
+    named = any(module in names for names in LAYERS)
+    return module if named else module.split(".")[0]
+
+
 def layer(module: str) -> int:
     """The layer's number; -1 if no layer has the module."""
-    top = module.split(".")[0]
-    return next((i for i, names in enumerate(LAYERS) if top in names), -1)
+    return next((i for i, names in enumerate(LAYERS) if entry(module) in names), -1)
 
 
 def may_import(importer: str, target: str) -> bool:
     if layer(importer) != layer(target):
         return layer(target) < layer(importer)
-    tops = [name.split(".")[0] for name in (importer, target)]
+    tops = [entry(name) for name in (importer, target)]
     if layer(importer) == LAYERS.index(ORDERED):
         return ORDERED.index(tops[1]) < ORDERED.index(tops[0])
     if layer(importer) == LAYERS.index(SEPARATE):

@@ -1,12 +1,14 @@
 """infer.py from its arguments to the files: what it writes, and what it refuses."""
 
 import functools
+import io
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import types
 import wave
 
 import jax
@@ -16,7 +18,7 @@ import soundfile
 from jax.experimental.compilation_cache import compilation_cache
 
 import infer
-from qwen3tts_jax import audio, model
+from qwen3tts_jax import audio, model, placement
 
 ROOT = pathlib.Path(infer.__file__).parent
 FRAMES = 4
@@ -24,6 +26,9 @@ LAST_KEYS = {
     *("frames", "audio_seconds", "wall_seconds", "rtf", "stop_reason"),
     *("seed", "model", "out"),
 }
+
+
+CACHE_DIR = "jax_compilation_cache_dir"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,7 +40,7 @@ def cache_home(tmp_path_factory):
         "jax_persistent_cache_min_compile_time_secs",
     )
     before = {name: getattr(jax.config, name) for name in names}
-    compilation_cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(home))
         patch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
@@ -252,12 +257,48 @@ def test_the_larger_custom_voice_takes_an_instruction(run, checkpoint, spoken):
     assert with_it > without
 
 
+def test_stream_writes_the_offline_wave(run, custom, clone, tmp_path):
+    for arguments in (custom, clone):
+        last, progress = run(*short(*arguments, "--stream", "--codes_out", "a.npy"))
+        assert set(last) == LAST_KEYS | {"first_sound_seconds"}
+        assert 0 < last["first_sound_seconds"] <= last["wall_seconds"]
+        assert "1 frames, 0.1 s" in progress
+        streamed, rate = soundfile.read("out.wav", dtype="int16")
+        offline, _ = run(*short(*arguments, "--codes_out", "b.npy"))
+        whole, _ = soundfile.read("out.wav", dtype="int16")
+        assert (
+            rate == audio.SAMPLE_RATE and offline["stop_reason"] == last["stop_reason"]
+        )
+        np.testing.assert_array_equal(np.load("a.npy"), np.load("b.npy"))
+        # 1e-5 of a float sample is 0.3 of a 16-bit one
+        np.testing.assert_allclose(streamed.astype(int), whole.astype(int), atol=1)
+
+
+def test_raw_samples_go_to_standard_output(run, custom, monkeypatch, capsys):
+    """Sound alone on stdout, the JSON line on stderr; with and without --stream."""
+    run(*short(*custom))
+    expected, _ = soundfile.read("out.wav", dtype="int16")
+    for more in ([], ["--stream"]):
+        pipe = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", types.SimpleNamespace(buffer=pipe))
+        infer.main([str(a) for a in short(*custom, "--out", "-", *more)])
+        samples = np.frombuffer(pipe.getvalue(), "<i2")
+        np.testing.assert_allclose(samples.astype(int), expected.astype(int), atol=1)
+        last = json.loads(capsys.readouterr().err.splitlines()[-1])
+        assert last["out"] == "-" and last["frames"] * 1920 == len(samples)
+
+
+def test_weights_of_one_byte(run, custom):
+    last, _ = run(*short(*custom, "--weights", "int8"))
+    assert last["frames"] == FRAMES
+
+
 def test_dtype(run, custom, spoken, monkeypatch):
     load, dtypes = model.Qwen3TTSModel.from_pretrained, []
 
-    def note(path, *, dtype):
+    def note(path, *, dtype, weights):
         dtypes.append(dtype)
-        return load(path, dtype=None)
+        return load(path, dtype=None, weights=weights)
 
     monkeypatch.setattr(model.Qwen3TTSModel, "from_pretrained", note)
     run(*custom)
@@ -265,12 +306,27 @@ def test_dtype(run, custom, spoken, monkeypatch):
     assert dtypes == [None, "bfloat16"]
 
 
-def test_the_cache_directory_of_the_environment_wins(run, custom, spoken, monkeypatch):
-    before = jax.config.jax_compilation_cache_dir
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("jax_compilation_cache_dir", "elsewhere"),
+        ("jax_enable_compilation_cache", False),
+    ],
+)
+def test_what_the_user_says_of_the_cache_holds(name, value, monkeypatch):
+    """Both are read from the environment by jax itself."""
+    before = {key: getattr(jax.config, key) for key in (name, CACHE_DIR)}
     monkeypatch.setenv("XDG_CACHE_HOME", "nowhere")
-    run(*custom)
-    assert jax.config.jax_compilation_cache_dir == before
+    try:
+        jax.config.update(CACHE_DIR, None)
+        jax.config.update(name, value)
+        expected = jax.config.jax_compilation_cache_dir
+        placement.keep_programs()
+        assert jax.config.jax_compilation_cache_dir == expected
+    finally:
+        for key, was in before.items():
+            jax.config.update(key, was)
+        compilation_cache.reset_cache()
 
 
 # ------------------------------------------------------------------ it refuses
@@ -338,6 +394,8 @@ def test_its_example_is_the_shipped_recording():
             ["--greedy", "--top_p", "0.9", "--temperature", "1"],
             ["--greedy", "--temperature", "--top_p", "drop one"],
         ),
+        (["--codes_out", "out.wav"], ["'out.wav' twice", "its own file"]),
+        (["--weights", "int4"], ["--weights", "'int4'"]),
         (["--dtype", "int8"], ["--dtype", "'int8'", "'float32', 'bfloat16'"]),
         (["--speed", "2"], ["unrecognized arguments: --speed 2"]),
     ],

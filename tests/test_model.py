@@ -55,7 +55,9 @@ def test_clone_cuts_the_reference_off(base, recording):
     assert waves[0].shape == (3 * 1920,) and len(codes[0]) == 3
     [item] = base.create_voice_clone_prompt(recording, TRANSCRIPT)
     whole, _ = base.speech_tokenizer.decode([np.concatenate([item.ref_code, codes[0]])])
-    np.testing.assert_array_equal(waves[0], whole[0][len(item.ref_code) * 1920 :])
+    after = whole[0][len(item.ref_code) * 1920 :]
+    # decoded in chunks of other lengths: float32 sums in another order
+    np.testing.assert_allclose(waves[0], after, atol=1e-5)
 
 
 def test_voice_clone_prompt_as_item_list_and_official_dict(base, recording):
