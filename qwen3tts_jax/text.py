@@ -13,7 +13,6 @@ import importlib.util
 import itertools
 import json
 import pathlib
-import unicodedata
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
@@ -27,11 +26,11 @@ _WORD = tokenizers.Regex(
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 
 # The assistant's wrapping around the text, and what it adds in tokens:
-_OPENING = f"{IM_START}assistant\n"
-_CLOSING = f"{IM_END}\n{_OPENING}"
-_ROLE = 3  # im_start, assistant, newline
+OPENING = f"{IM_START}assistant\n"
+CLOSING = f"{IM_END}\n{OPENING}"
+ROLE = 3  # im_start, assistant, newline
 _CLOSE = 2  # im_end, newline
-_CLOSE_AND_ROLE = _CLOSE + _ROLE
+CLOSE_AND_ROLE = _CLOSE + ROLE
 
 _ID_TYPE = range(2**32)  # what the `tokenizers` library can hold
 
@@ -71,7 +70,7 @@ class TextTokenizer:
         # Changes no ids; TextStream needs the offsets of whole words, spaces included.
         backend.post_processor = processors.ByteLevel(trim_offsets=False)
         backend.decoder = decoders.ByteLevel()
-        self._backend = backend
+        self.backend = backend
         for token in (IM_START, IM_END):
             if len(self.encode(token)) != 1:
                 raise ValueError(
@@ -99,22 +98,20 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text as it stands: nothing is added around it."""
-        _check_text(text)
-        return self._backend.encode(text, add_special_tokens=False).ids
+        check_text(text)
+        return self.backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids, special tokens included; broken UTF-8 shows as U+FFFD."""
         ids = [int(i) for i in ids]
-        known = (
-            i in _ID_TYPE and self._backend.id_to_token(i) is not None for i in ids
-        )
+        known = (i in _ID_TYPE and self.backend.id_to_token(i) is not None for i in ids)
         unknown = [i for i, is_known in zip(ids, known, strict=True) if not is_known]
         if unknown:
             raise ValueError(
                 f"got ids without a token: {unknown[:5]}, expected text ids in "
-                f"[0, {self._backend.get_vocab_size()}); are these codec ids?"
+                f"[0, {self.backend.get_vocab_size()}); are these codec ids?"
             )
-        return self._backend.decode(ids, skip_special_tokens=False)
+        return self.backend.decode(ids, skip_special_tokens=False)
 
     def role_and_text_ids(self, text: str) -> tuple[list[int], list[int]]:
         """The ids of the assistant's role and of the text to be spoken.
@@ -126,16 +123,16 @@ class TextTokenizer:
 
         Source: Qwen3TTSModel._build_assistant_text; generate: ids[:3], ids[3:-5].
         """
-        ids = self.encode(f"{_OPENING}{text}{_CLOSING}")
-        return ids[:_ROLE], ids[_ROLE:-_CLOSE_AND_ROLE]
+        ids = self.encode(f"{OPENING}{text}{CLOSING}")
+        return ids[:ROLE], ids[ROLE:-CLOSE_AND_ROLE]
 
     def reference_ids(self, text: str) -> list[int]:
         """The ids of what is said in a reference recording.
 
         Source: Qwen3TTSModel._build_ref_text; generate: ids[3:-2].
         """
-        ids = self.encode(f"{_OPENING}{text}{IM_END}\n")
-        return ids[_ROLE:-_CLOSE]
+        ids = self.encode(f"{OPENING}{text}{IM_END}\n")
+        return ids[ROLE:-_CLOSE]
 
     def instruct_ids(self, instruct: str) -> list[int]:
         """The ids of an instruction, its user role included: all of them are used.
@@ -144,127 +141,9 @@ class TextTokenizer:
         """
         return self.encode(f"{IM_START}user\n{instruct}{IM_END}\n")
 
-    def stream(self) -> "TextStream":
-        """Takes a text piece by piece; gives the ids of `role_and_text_ids`."""
-        return TextStream(self._backend)
 
-
-class TextStream:
-    """The ids of a text that arrives in pieces, each id as soon as it is certain.
-
-    However the text is cut, `role` and all that `take` hands out are equal to what
-    `TextTokenizer.role_and_text_ids` gives for the whole text. A word is certain once
-    the character after it is there; what a later piece may still change is held back:
-    a word that goes on, spaces and newlines at the end, characters that a combining
-    mark may join, the beginning of a special token. Only that tail is kept in memory.
-
-    Attributes:
-      role: the three ids of the assistant's role; None until they are certain, which
-        takes a character that is no whitespace, because leading newlines join them.
-    """
-
-    def __init__(self, backend: tokenizers.Tokenizer):
-        """backend: of a TextTokenizer, which makes streams by its method `stream`."""
-        self.role: list[int] | None = None
-        self._backend = backend
-        added = backend.get_added_tokens_decoder().values()
-        self._starts = {t.content[:n] for t in added for n in range(1, len(t.content))}
-        self._longest_start = max(map(len, self._starts), default=0)
-        # Other flags than Qwen's look at the surroundings: then all waits for the end.
-        self._is_local = not any(
-            t.normalized or t.single_word or t.lstrip or t.rstrip for t in added
-        )
-        self._held = _OPENING  # the characters whose ids are not certain
-        self._ids: list[int] = []  # certain and not taken
-        self._has_ended = False
-
-    def push(self, text: str) -> None:
-        """Adds the next piece of the text; it may be empty, and may end anywhere."""
-        _check_text(text)
-        self._check_not_ended("a piece of text")
-        self._held += text
-        encoding = self._backend.encode(self._held, add_special_tokens=False)
-        count, end = self._find_certain(encoding)
-        self._release(encoding.ids[:count])
-        self._held = self._held[end:]
-
-    def end(self) -> None:
-        """Says that the text is complete: all its ids become certain."""
-        self._check_not_ended("end()")
-        self._has_ended = True
-        rest = f"{self._held}{_CLOSING}"
-        ids = self._backend.encode(rest, add_special_tokens=False).ids
-        self._release(ids[:-_CLOSE_AND_ROLE])
-        self._held = ""
-
-    @property
-    def held(self) -> int:
-        """How many characters are held back."""
-        return len(self._held)
-
-    def take(self) -> list[int]:
-        """The text ids that have become certain since the last call."""
-        if self.role is None:
-            return []
-        ids, self._ids = self._ids, []
-        return ids
-
-    def _check_not_ended(self, what: str) -> None:
-        if self._has_ended:
-            raise ValueError(
-                f"got {what} after the end of the text, expected nothing more; "
-                "make a new stream for another text"
-            )
-
-    def _release(self, ids: list[int]) -> None:
-        self._ids += ids
-        if self.role is None and len(self._ids) >= _ROLE:
-            self.role, self._ids = self._ids[:_ROLE], self._ids[_ROLE:]
-
-    def _find_certain(self, encoding: tokenizers.Encoding) -> tuple[int, int]:
-        """How many ids, and how many of the held characters, no later text changes."""
-        limit = self._limit()
-        words, offsets = encoding.word_ids, encoding.offsets  # offsets: before NFC
-        for i in range(len(words) - 1, 0, -1):
-            end = offsets[i][0]
-            # A gap before the word belongs to a composed character. An overlap means
-            # that NFC made several characters of one, and the word ends inside them.
-            is_whole = words[i - 1] != words[i] and offsets[i - 1][1] <= end
-            if is_whole and end <= limit and _is_starter(self._held[end]):
-                return i, end
-        return 0, 0
-
-    def _limit(self) -> int:
-        """The last place where a word may end that no later text changes.
-
-        A special token may begin there, but not before. Whitespace at the end, or
-        before a possible special token, is cut in one way if a letter follows, in
-        another if a newline or a special token does: no word ends within it.
-        """
-        if not self._is_local:
-            return 0
-        known = self._held[: len(self._held) - self._count_started()]
-        return len(known.rstrip())
-
-    def _count_started(self) -> int:
-        """The length of the longest tail that may become a special token."""
-        longest = min(self._longest_start, len(self._held))
-        lengths = range(longest, 0, -1)
-        return next((n for n in lengths if self._held[-n:] in self._starts), 0)
-
-
-def _is_starter(character: str) -> bool:
-    """Whether NFC moves nothing that follows to before this character.
-
-    A mark lets later marks pass: in "e", dot below, acute, the acute joins the "e".
-    """
-    if unicodedata.category(character) == "Cn":
-        return False  # the tokenizers library may know a newer Unicode than Python
-    first = unicodedata.normalize("NFD", character)[0]  # some are two marks in one
-    return unicodedata.combining(first) == 0
-
-
-def _check_text(text: str) -> None:
+def check_text(text: str) -> None:
+    """Raises: TypeError, ValueError for what cannot be a text."""
     if not isinstance(text, str):
         raise TypeError(f"got text of type {type(text).__name__}, expected str")
     try:

@@ -1,7 +1,9 @@
 """Fixtures that several test files share."""
 
 import functools
+import json
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Callable
 
@@ -9,6 +11,9 @@ import jax
 import make
 import parity
 import pytest
+import text_files
+import tokenizers
+from tokenizers import models, pre_tokenizers, processors
 
 from qwen3tts_jax import text
 
@@ -78,3 +83,35 @@ def goldens(tmp_path_factory, checkpoint) -> Callable[[make.Spec], parity.Golden
 def golden(request, goldens) -> parity.Golden:
     """The golden values that `parity.over` asks for."""
     return goldens(request.param)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_dir):
+    return text.TextTokenizer.from_directory(tokenizer_dir)
+
+
+@pytest.fixture(scope="session")
+def whole_dir(tokenizer_dir, tmp_path_factory):
+    """tokenizer.json alone: another word pattern, truncation on, trimmed offsets."""
+    out = tmp_path_factory.mktemp("whole")
+    parts = {
+        name: (tokenizer_dir / name).read_text("utf-8") for name in text_files.FILES
+    }
+    merges = [tuple(m.split(" ")) for m in parts["merges.txt"].splitlines()[1:]]
+    backend = tokenizers.Tokenizer(models.BPE(json.loads(parts["vocab.json"]), merges))
+    added = json.loads(parts["tokenizer_config.json"])["added_tokens_decoder"]
+    backend.add_tokens([tokenizers.AddedToken(**token) for token in added.values()])
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    backend.post_processor = processors.ByteLevel(trim_offsets=True)
+    backend.enable_truncation(8)
+    backend.enable_padding(length=16)
+    backend.save(str(out / "tokenizer.json"))
+    return out
+
+
+@pytest.fixture
+def broken_dir(tokenizer_dir, tmp_path):
+    """A copy to damage."""
+    for name in text_files.FILES:
+        shutil.copy(tokenizer_dir / name, tmp_path)
+    return tmp_path

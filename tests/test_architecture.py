@@ -36,6 +36,7 @@ LAYERS = (
     ),
     (  # L3: text in, wave out; inside this layer imports point to the left only
         "text",
+        "text_stream",
         "prompt",
         "sampling",
         "generate",

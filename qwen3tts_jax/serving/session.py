@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from qwen3tts_jax import generate, prompt, sampling
+from qwen3tts_jax import generate, prompt, sampling, text_stream
 from qwen3tts_jax.serving import engine as engines
 
 TEXT_TIMEOUT = 10.0  # seconds without text that is needed, until the text is ended
@@ -83,7 +83,7 @@ class StreamingSession:
         self._guarded = options.get("max_new_tokens") is None
         self._timeouts = {TEXT: text_timeout, SLOT: slot_timeout}
         self._arrived = threading.Condition()  # of text
-        self._tokens = model.tokenizer.stream()
+        self._tokens = text_stream.TextStream(model.tokenizer)
         self._ids: list[int] = []  # before the prompt is laid out
         self._spoken = self._ended = self._timed_out = False
         self._closed = False

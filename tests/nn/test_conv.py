@@ -144,6 +144,21 @@ def test_snake_is_its_formula():
     np.testing.assert_allclose(jax.jit(part)(x), expected, **PLAIN)
 
 
+def test_squared_sine_is_one():
+    """Against float64; 5e-5 far out, where half a float32 step of x is as much."""
+    rng = np.random.default_rng(0)
+    for largest, tolerance in ((1, 2.5e-7), (30, 2.5e-7), (1e4, 2.5e-7), (1e6, 5e-5)):
+        x = np.float32(rng.uniform(-largest, largest, 20000))
+        x[:3] = (0, largest, -largest)
+        y = np.asarray(jax.jit(conv.squared_sine)(x))
+        expected = np.sin(x.astype(np.float64)) ** 2
+        assert np.abs(y - expected).max() < tolerance
+    x = np.float32(rng.uniform(-30, 30, 2000))
+    slope = jax.jit(jax.vmap(jax.grad(lambda x: conv.squared_sine(x[None])[0])))(x)
+    expected = np.sin(2 * x.astype(np.float64))
+    np.testing.assert_allclose(slope, expected, atol=2e-6)
+
+
 def test_snake_keeps_float32_inside_bfloat16():
     """e^3 turns of the sine: rounded to bfloat16 they would be another angle."""
     part = jax.tree_util.tree_map_with_path(
