@@ -130,6 +130,14 @@ def time_codec(codec, codes: np.ndarray, wave: np.ndarray, rate: int, device) ->
     }
 
 
+def peak_memory(device: str) -> float:
+    """GiB: of the device where it is a GPU, else of this process."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated() / 2**30
+    # Linux counts in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 def measure(job: dict) -> dict:
     """Everything but the start; see `eval.speed.measure`."""
     device, frames = job["device"], job["frames"]
@@ -142,7 +150,7 @@ def measure(job: dict) -> dict:
     many, codes = timed(device, make, frames)
     codec = tts.model.speech_tokenizer
     codec.decode([dict(audio_codes=codes)])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = peak_memory(device)
     frame = (many - few) / (frames - FEW_FRAMES)
     rng = np.random.default_rng(0)
     return dict(
@@ -152,7 +160,7 @@ def measure(job: dict) -> dict:
         seconds_per_frame=frame,
         seconds_per_frame_predictor=watch.seconds / frames,
         seconds_per_frame_talker=frame - watch.seconds / frames,
-        peak_memory_gib=peak / 2**20,  # Linux counts in KiB
+        peak_memory_gib=peak,
         codec_dtype=str(codec.model.dtype).removeprefix("torch."),
         codes=codes.tolist(),
         **time_codec(

@@ -3,6 +3,8 @@
 python -m eval.our_speed '{"task": "measure", ...}'
 """
 
+import dataclasses
+import functools
 import json
 import platform
 import resource
@@ -16,10 +18,13 @@ import jaxlib
 import numpy as np
 from flax import struct
 
-from qwen3tts_jax import generate, hf, model, placement, sampling
+from eval import stream_speed, weight_agreement
+from qwen3tts_jax import generate, model, placement, sampling
 
 FEW_FRAMES = 2  # the short run, whose time is taken off the long one's
-READ_BYTES = 2**30  # much more than any cache holds
+READ_BYTES = dict(cpu=2**30, other=2**32)  # much more than any cache holds
+CODEC_GROUPS = {1: 8, 8: 4}  # frames decoded at once -> how often, for one timing
+NO_TOKEN = -1  # as the id of the end token: the model then has none
 
 
 @struct.dataclass
@@ -43,23 +48,18 @@ def timed(function, *args):
 
 
 def load(job: dict) -> model.Qwen3TTSModel:
-    """The checkpoint, with an end token that greedy choice never takes."""
-    bundle = model.Qwen3TTSModel.from_pretrained(job["model"], dtype=job["dtype"])
-    lm, eos = bundle.language_model, bundle.config.talker.codec_eos_id
-
-    def without_end(path, leaf):
-        head = hf.leaf_path(path) == "codec_head.kernel"
-        return leaf.at[:, eos].set(0) if head else leaf
-
-    talker = jax.tree_util.tree_map_with_path(without_end, lm.talker)
-    bundle.language_model = jax.block_until_ready(lm.replace(talker=talker))
+    """The checkpoint, without an end token, so that only a count ends its frames."""
+    bundle = model.Qwen3TTSModel.from_pretrained(
+        job["model"], dtype=job["dtype"], weights=job["weights"]
+    )
+    talker = bundle.language_model.talker
+    talker.config = dataclasses.replace(talker.config, codec_eos_id=NO_TOKEN)
     return bundle
 
 
 def frame_maker(bundle: model.Qwen3TTSModel, job: dict):
     """(count, language model) -> codes [count, 16] of the job's request."""
-    name = f"{model.METHODS[bundle.config.variant]}_utterances"
-    [utterance] = getattr(bundle, name)(**job["request"])
+    utterance = stream_speed.utterance(bundle, job)
 
     def make(count: int, lm: generate.LanguageModel) -> np.ndarray:
         # N tokens make at most N - 1 frames, as officially
@@ -134,6 +134,31 @@ def time_codec(codec, job: dict) -> dict:
     return {k: min(timed(call)[0] for _ in range(2)) for k, call in calls.items()}
 
 
+@functools.partial(jax.jit, donate_argnames="state")
+def decode_group(decoder, codes, state):
+    """One group of frames as streams decode it: see `Decoder.step`."""
+    return decoder.step(codes, state)
+
+
+def time_groups(codec, job: dict) -> dict:
+    """Seconds per frame of the streaming codec, for groups of 1 and of 8 frames."""
+    rng, seconds = np.random.default_rng(0), {}
+    for size, times in CODEC_GROUPS.items():
+        codes = rng.integers(0, job["codebook"], (1, size, codec.config.quantizers))
+        codes, state = jnp.asarray(codes, jnp.int32), codec.empty_state()
+
+        def groups(state, codes=codes, times=times):
+            for _ in range(times):
+                _, state = decode_group(codec.decoder, codes, state)
+            return state
+
+        with placement.exact():
+            _, state = timed(groups, state)
+            best, _ = timed(groups, state)
+        seconds[f"seconds_per_frame_codec_{size}"] = best / (size * times)
+    return seconds
+
+
 def parameter_bytes(module) -> int:
     """Bytes of a module's parameters, or of its shapes."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(module))
@@ -155,11 +180,22 @@ def read_rate() -> float:
 
     Not a plain sum: on CPU XLA runs that on one thread, and it is slower.
     """
-    matrix = jnp.ones((READ_BYTES // 4 // 4096, 4096), jnp.float32)
+    size = READ_BYTES.get(jax.devices()[0].platform, READ_BYTES["other"])
+    matrix = jnp.ones((size // 4 // 4096, 4096), jnp.float32)
     vector = jnp.ones(len(matrix))
     product = jax.jit(lambda x, y: x @ y)
-    product(vector, matrix).block_until_ready()
-    return READ_BYTES / min(timed(product, vector, matrix)[0] for _ in range(5))
+    with placement.exact():
+        product(vector, matrix).block_until_ready()
+        return size / min(timed(product, vector, matrix)[0] for _ in range(5))
+
+
+def peak_memory() -> float:
+    """GiB: of the device where it counts them, else of this process."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"] / 2**30
+    # Linux counts in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def measure(job: dict) -> dict:
@@ -169,7 +205,7 @@ def measure(job: dict) -> dict:
     make = frame_maker(bundle, job)
     seconds, codes = time_frames(make, lm, frames)
     codec.decode([codes])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = peak_memory()
     silent = lm.replace(predictor=SilentPredictor(codes.shape[1] - 1))
     talker, _ = time_frames(make, silent, frames)
     return dict(
@@ -177,9 +213,10 @@ def measure(job: dict) -> dict:
         seconds_load=load_seconds,
         seconds_per_frame_predictor=time_predictor(lm, job["options"], frames),
         seconds_per_frame_talker=talker["seconds_per_frame"],
+        **time_groups(codec, job),
         **time_codec(codec, job),
-        peak_memory_gib=peak / 2**20,  # Linux counts in KiB
-        codec_dtype=str(codec.decoder.pre_conv.kernel[...].dtype),
+        peak_memory_gib=peak,
+        codec_dtype=str(codec.decoder.dtype),
         codes=codes.tolist(),
         bytes_per_frame=bytes_per_frame(lm),
         read_bytes_per_second=read_rate(),
@@ -193,9 +230,47 @@ def start(job: dict) -> dict:
     return dict(first_frame_at=time.time())
 
 
+def stream(job: dict) -> dict:
+    """`stream_speed.concurrent` in a process of its own, so that its memory shows."""
+    streams = stream_speed.concurrent(load(job), job)
+    return dict(streams=[streams | dict(peak_memory_gib=peak_memory())])
+
+
+def experiments(job: dict) -> dict:
+    """See `stream_speed.first_packets`."""
+    return dict(first_packets=stream_speed.first_packets(load(job), job))
+
+
+def agreement(job: dict) -> dict:
+    """See `weight_agreement.compare`."""
+    bundle = load(job | dict(weights=None))
+    make, lm = frame_maker(bundle, job), bundle.language_model
+    item = stream_speed.utterance(bundle, job).prompt
+    others = weight_agreement.compare(
+        bundle.config, item, make, lm, lm.quantized(job["weights"]), job["frames"]
+    )
+    return dict(agreement=others)
+
+
+def profile(job: dict) -> dict:
+    """See `stream_speed.trace`."""
+    stream_speed.trace(load(job), job)
+    return {}
+
+
+TASKS = dict(
+    measure=measure,
+    start=start,
+    stream=stream,
+    experiments=experiments,
+    agreement=agreement,
+    profile=profile,
+)
+
+
 def work(job: dict) -> dict:
     """One task in this process: what the line of JSON says."""
-    report = dict(measure=measure, start=start)[job["task"]](job)
+    report = TASKS[job["task"]](job)
     versions = dict(python=platform.python_version(), jax=jax.__version__)
     versions |= dict(jaxlib=jaxlib.__version__, flax=flax.__version__)
     return report | dict(device=jax.devices()[0].platform, versions=versions)

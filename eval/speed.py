@@ -1,32 +1,59 @@
-"""Speed of generation and codec, beside what the memory allows and, with
-`--against official`, beside the official PyTorch package on the same checkpoint.
+"""Speed of generation, streams and codec, beside what the memory allows and, with
+`--against`, beside the official PyTorch package and faster-qwen3-tts on the same
+checkpoint.  One command, on any device:
 
     python -m eval.speed --size 0.6B --threads 2 --against official --out DIR
+    python -m eval.speed --concurrency 1,3,6,16,64 --experiments --weights int8
+    python -m eval.speed --against official --official_dtype float32,bfloat16
+    python -m eval.speed --against official,faster-qwen3-tts --dtype bfloat16  # GPU
 
 Without --model the weights are random, at their real size: speed does not depend on
-them.  Both sides do the same work: one text, greedy in both heads, exactly --frames
-frames, for the end token's row of the codec head is set to zero after loading (and the
-frames are counted).  They run in turn, so that a drift of the machine shows, each in a
-process of its own that may use the first --threads processors only.  Time on a machine
-that does nothing else.  Linux only.
+them.  All sides do the same work: one text, greedy in both heads, exactly --frames
+frames, for none can end earlier (ours has no end token, the official one's row of the
+codec head is set to zero; the frames are counted).  They run in turn, so that a drift
+of the machine shows, each in a process of its own that may use the first --threads
+processors only.  Time on a machine that does nothing else.  Linux only.
 
+One utterance:
 - generation: a run of many frames less a run of two, so that the prompt does not count.
 - code predictor: ours in a loop of its own; official: a stopwatch in the same run.
 - talker: ours without the predictor; official: the rest of the frame.  Ours are timed
   apart from the frame, so that their sum may miss it, by the row `less these two`.
+- codec per frame: the streaming decoder, which keeps its state, one frame at a time and
+  eight; the official package has none.
 - prefill: the short run less its two frames.
 - compile: the first run less the same run later.
 - codec: 10 s through `Qwen3TTSTokenizer.decode` and `.encode`, best of two.
 - peak memory: of a process that has loaded, made frames and decoded them once, with the
-  pages of the weight file that it maps.
+  pages of the weight file that it maps; on a GPU: of the device's memory, weights and
+  all.  Of a stream: of a process that did nothing else, compilation included.
 - first frame: from the start of a process, without and with programs that another such
   process has left in the persistent compilation cache (every program is kept).
 - floor: bytes of the weights that one frame reads (the talker's stack and codec head
   once, the predictor's stack and projection 15 times, each of its heads once) over the
   rate of a float32 vector-matrix product.  Caches and embedding rows are left out.
+
+Streams (--concurrency): so many sessions of one engine with as many slots, asked for at
+once, read in turn by one thread; whole text, sampling on, seeds 0, 1, ...; programs are
+compiled before.
+- first byte: from the request to the first chunk in hand; median and maximum.
+- first audible: to the chunk with the first 10 ms louder than -50 dBFS (RMS); the chunk
+  counts, not the place in it.
+- per frame-step: 80 ms of every stream, after all have had their first chunk.
+- audio s per s: of all streams, from the request to the last chunk.
+- RTF: of one stream, first chunk and prompt included.
+faster-qwen3-tts has rows for packets of 1 frame and of 12, its default.
+
+--weights: our side once more with these weights, and how far they lead from the float
+ones: see `weight_agreement.py`.
+
+--experiments, the two of the paper: the first packet after 1, 2, 4, 6 and 8 frames (see
+`stream_speed.first_packet`; one stream) with its latency and quality, and the latency
+of 12Hz against 25Hz at concurrency 1.
 """
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -40,17 +67,30 @@ import time
 from eval import our_speed, speed_report
 from qwen3tts_jax import config as configs
 from qwen3tts_jax import hf, model, released
+from qwen3tts_jax.serving import engine
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 REFERENCE = "tests/recordings/allison_en.flac"  # for Base
 TEXT = "The ship left the harbour at dawn, and nobody on the pier waved it goodbye."
 FRAME_SECONDS = 0.08
 CODEC_SECONDS = 10
-OFFICIAL = ROOT / "eval" / "official_speed.py"
-INSTALL = (
-    "`pip install torch transformers==4.57.3 accelerate einops librosa onnxruntime "
-    "soundfile` and `pip install --no-deps qwen-tts==0.1.1 torchaudio sox`"
-)
+OFFICIAL, FASTER = "official", "faster-qwen3-tts"
+PEERS = (OFFICIAL, FASTER)
+SCRIPTS = {
+    OFFICIAL: ROOT / "eval" / "official_speed.py",
+    FASTER: ROOT / "eval" / "faster_speed.py",
+}
+INSTALL = {
+    OFFICIAL: "in an environment of its own `pip install torch transformers==4.57.3 "
+    "accelerate einops librosa onnxruntime soundfile` and `pip install --no-deps "
+    "qwen-tts==0.1.1 torchaudio sox`, and name its Python by --official_python or "
+    "QWEN_TTS_PYTHON",
+    FASTER: "on a machine with an NVIDIA GPU, for it needs CUDA, in an environment of "
+    "its own `pip install faster-qwen3-tts`, and name its Python by --faster_python or "
+    "FASTER_QWEN3_TTS_PYTHON",
+}
+PYTHONS = dict(official="QWEN_TTS_PYTHON", faster="FASTER_QWEN3_TTS_PYTHON")
+DTYPES = ("float32", "bfloat16")
 KEEP_EVERY_PROGRAM = dict(
     JAX_ENABLE_COMPILATION_CACHE="true",
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
@@ -89,21 +129,45 @@ def run(command: list[str], job: dict, **environment: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1]) | notes
 
 
-def commands(args) -> dict[str, list[str]]:
-    """Side -> command that takes a job; each side has been found to work."""
-    found = dict(ours=[sys.executable, "-m", "eval.our_speed"])
-    if args.against:
-        found["official"] = [args.official_python, str(OFFICIAL)]
-        try:
-            run(found["official"], dict(task="check", threads=1, device="cpu"))
-        except (OSError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ValueError(
-                f"got --official_python {args.official_python}, which cannot import "
-                f"qwen_tts ({reason}); in an environment of its own {INSTALL}, and "
-                "name its Python by --official_python or QWEN_TTS_PYTHON"
-            ) from error
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """What is measured: a command that takes a job, and what is its own in the job."""
+
+    command: list[str]
+    own: dict = dataclasses.field(default_factory=dict)
+    peer: str | None = None
+
+
+def sides_of(args) -> dict[str, Side]:
+    """Name -> side, ours first; each peer has been found to work."""
+    ours = [sys.executable, "-m", "eval.our_speed"]
+    found = dict(ours=Side(ours))
+    if args.weights:
+        found[f"ours {args.weights}"] = Side(ours, dict(weights=args.weights))
+    pythons = {OFFICIAL: args.official_python, FASTER: args.faster_python}
+    for peer in args.against:
+        command = [pythons[peer], str(SCRIPTS[peer])]
+        check(peer, command)
+        dtypes = args.official_dtype or [args.dtype]
+        if peer == FASTER or len(dtypes) == 1:
+            own = {} if peer == FASTER else dict(dtype=dtypes[0])
+            found[peer] = Side(command, own, peer)
+            continue
+        for dtype in dtypes:
+            found[f"{peer} {dtype}"] = Side(command, dict(dtype=dtype), peer)
     return found
+
+
+def check(peer: str, command: list[str]) -> None:
+    """Raises: ValueError that says what to install, if the peer's side cannot run."""
+    try:
+        run(command, dict(task="check", threads=1, device="cpu"))
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(
+            f"got --against {peer} with {command[0]}, where it does not run "
+            f"({reason}); {INSTALL[peer]}"
+        ) from error
 
 
 def checkpoint(args, folder: str) -> pathlib.Path:
@@ -125,7 +189,7 @@ def checkpoint(args, folder: str) -> pathlib.Path:
 
 
 def make_job(args, path: pathlib.Path) -> dict:
-    """What both sides are told to do."""
+    """What all sides are told to do."""
     config = configs.Qwen3TTSConfig.from_hf(hf.read_json(path / "config.json"))
     codec = configs.Tokenizer12HzConfig.from_hf(
         hf.read_json(path / model.SPEECH_TOKENIZER / "config.json")
@@ -139,8 +203,11 @@ def make_job(args, path: pathlib.Path) -> dict:
     return dict(
         model=str(path),
         dtype=args.dtype,
+        weights=None,
         threads=args.threads,
         frames=args.frames,
+        stream_frames=args.stream_frames,
+        schedule=args.schedule,
         device="cpu",
         request=request,
         options=dict(do_sample=False, subtalker_dosample=False),
@@ -151,26 +218,58 @@ def make_job(args, path: pathlib.Path) -> dict:
     )
 
 
-def measure_in_turn(sides: dict[str, list[str]], job: dict, rounds: int) -> list[dict]:
-    """Reports of ours, official, ours, official, ..., then of the starts."""
-    reports = []
+class Reports(list):
+    """What the processes report, in the order they ran."""
 
-    def add(side: str, task: str, n: int, **environment: str) -> None:
+    def __init__(self, sides: dict[str, Side], job: dict):
+        super().__init__()
+        self.sides, self.job, self.failures = sides, job, []
+
+    def add(self, side: str, task: str, n: int, more=None, **environment) -> None:
+        """Run one task of one side."""
         print(f"{side}: {task} {n}", file=sys.stderr)
-        report = run(sides[side], job | dict(task=task), **environment)
+        chosen = self.sides[side]
+        job = self.job | chosen.own | dict(task=task) | (more or {})
+        report = run(chosen.command, job, **environment)
         if report["device"] == "gpu":  # ours goes first and finds it
-            job["device"] = "cuda:0"
-        reports.append(derived(report) | dict(side=side, task=task, n=n))
+            self.job["device"] = "cuda:0"
+        self.append(derived(report) | dict(side=side, task=task, n=n))
 
-    for n in range(1, rounds + 1):
+    def attempt(self, side: str, task: str, n: int, more=None) -> None:
+        """`add`, but its failure (of memory, say) is a warning: the rest stays."""
+        try:
+            self.add(side, task, n, more)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            self.failures.append(f"{side} {task} {n} failed: {reason}")
+
+
+def measure_in_turn(sides: dict[str, Side], job: dict, args) -> Reports:
+    """Reports of ours, official, ours, official, ..., then of starts, then of streams
+    and whatever else is asked for."""
+    reports = Reports(sides, job)
+    own = [name for name, side in sides.items() if side.peer is None]
+    for n in range(1, args.rounds + 1):
         for side in sides:
-            add(side, "measure", n, JAX_ENABLE_COMPILATION_CACHE="false")
-    with tempfile.TemporaryDirectory() as cache:
-        for n in (1, 2):  # the second finds what the first has compiled
-            keep = dict(KEEP_EVERY_PROGRAM, JAX_COMPILATION_CACHE_DIR=cache)
-            add("ours", "start", n, **keep)
-    if "official" in sides:
-        add("official", "start", 1)
+            reports.add(side, "measure", n, JAX_ENABLE_COMPILATION_CACHE="false")
+    for side in own:
+        with tempfile.TemporaryDirectory() as cache:
+            for n in (1, 2):  # the second finds what the first has compiled
+                keep = dict(KEEP_EVERY_PROGRAM, JAX_COMPILATION_CACHE_DIR=cache)
+                reports.add(side, "start", n, **keep)
+    for name, side in sides.items():
+        if side.peer == OFFICIAL:
+            reports.add(name, "start", 1)
+    for side in own:
+        for count in args.concurrency:
+            reports.attempt(side, "stream", count, dict(concurrency=count))
+        if sides[side].own.get("weights"):
+            reports.attempt(side, "agreement", 1)
+    if args.experiments:
+        reports.attempt("ours", "experiments", 1)
+    if args.profile:
+        profile = dict(profile=str(args.profile.resolve()))
+        reports.attempt("ours", "profile", 1, profile)
     return reports
 
 
@@ -179,37 +278,38 @@ def derived(report: dict) -> dict:
     if "first_frame_at" in report:
         seconds = report["first_frame_at"] - report["started"]
         return report | dict(seconds_first_frame=seconds)
+    if "seconds_per_frame" not in report:
+        return report
     frame = report["seconds_per_frame"]
-    predictor = report["seconds_per_frame_predictor"]
     rtf = frame / FRAME_SECONDS
-    return report | dict(
-        seconds_per_frame_rest=frame - predictor - report["seconds_per_frame_talker"],
-        rtf_generation=rtf,
-        rtf_speech=rtf + report["seconds_decode_10s"] / CODEC_SECONDS,
-    )
+    more = dict(rtf_generation=rtf)
+    if "seconds_per_frame_predictor" in report:
+        parts = [
+            report[f"seconds_per_frame_{part}"] for part in ("predictor", "talker")
+        ]
+        more["seconds_per_frame_rest"] = frame - sum(parts)
+    if "seconds_decode_10s" in report:
+        more["rtf_speech"] = rtf + report["seconds_decode_10s"] / CODEC_SECONDS
+    return report | more
 
 
 def compare(args) -> dict:
     """Everything that metrics.json holds."""
     load_at_start = os.getloadavg()[0]
-    sides = commands(args)
+    sides = sides_of(args)
     with tempfile.TemporaryDirectory() as folder:
         job = make_job(args, checkpoint(args, folder))
-        reports = measure_in_turn(sides, job, args.rounds)
+        reports = measure_in_turn(sides, job, args)
     del job["model"]  # the command names it
-    return dict(
-        rows=speed_report.summarise(reports),
-        floor=speed_report.floor(reports),
-        agreeing_frames=speed_report.agreeing_frames(reports),
-        warnings=speed_report.warnings(load_at_start, reports),
+    warnings = speed_report.warnings(load_at_start, reports) + reports.failures
+    return speed_report.collect(reports) | dict(
+        warnings=warnings,
         load_average_at_start=load_at_start,
         machine=speed_report.machine(),
-        devices={r["side"]: r["device"] for r in reports},
-        codec_dtypes={r["side"]: r["codec_dtype"] for r in reports if "codes" in r},
-        versions={r["side"]: r["versions"] for r in reports},
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=shlex.join(["python", "-m", "eval.speed", *sys.argv[1:]]),
         job=job,
+        sides={name: side.own for name, side in sides.items()},
         runs=[{k: v for k, v in r.items() if k != "codes"} for r in reports],
     )
 
@@ -227,25 +327,78 @@ def use_processors(count: int) -> None:
     os.sched_setaffinity(0, usable[:count])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m eval.speed", None, __doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+def gpu_visible() -> bool:
+    """Whether this machine has an NVIDIA GPU."""
+    return any(pathlib.Path("/dev").glob("nvidia[0-9]*"))
+
+
+def default_threads() -> int:
+    """2; beside a GPU, whose programs the processors only launch, all."""
+    return len(os.sched_getaffinity(0)) if gpu_visible() else 2
+
+
+def comma_list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in comma_list(text)]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options; see the module's docstring."""
     add = parser.add_argument
     add("--model", help="checkpoint directory or hub id; default: random weights")
     add("--size", choices=released.SIZES, default="0.6B", help="of random weights")
     add("--variant", choices=configs.VARIANTS, default="custom_voice", help="of those")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32")
-    add("--threads", type=int, default=2, help="processors to use; default: 2")
+    add("--dtype", choices=DTYPES, default="float32", help="of all sides")
+    add("--weights", choices=("int8", "float8"), help="also measure ours with these")
+    add("--threads", type=int, help="processors to use; default: 2, with a GPU all")
     add("--frames", type=int, default=48, help="of the long run; default: 48")
     add("--rounds", type=int, default=2, help="times that each side runs; default: 2")
-    add("--against", choices=["official"], help="also measure the PyTorch package")
-    python = os.environ.get("QWEN_TTS_PYTHON", sys.executable)
-    add("--official_python", default=python, help="default: QWEN_TTS_PYTHON, or this")
+    many = "streams at once, such as 1,3,6,16,64; default: 1"
+    add("--concurrency", type=numbers, default=[1], help=many)
+    add("--stream_frames", type=int, default=24, help="of each stream; default: 24")
+    packets = "frames of a stream's packets, the last for all later ones; default: "
+    usual = [*engine.SCHEDULE]
+    packets += ",".join(map(str, usual))
+    add("--schedule", type=numbers, default=usual, help=packets)
+    add("--experiments", action="store_true", help="also the paper's two")
+    peers = f"also measure these packages: {', '.join(PEERS)}"
+    add("--against", action="extend", type=comma_list, default=[], help=peers)
+    dtypes = "comma list, a side for each; default: --dtype"
+    add("--official_dtype", type=comma_list, default=[], help=dtypes)
+    for name, variable in PYTHONS.items():
+        python = os.environ.get(variable, sys.executable)
+        add(f"--{name}_python", default=python, help=f"default: {variable}, or this")
+    add("--profile", type=pathlib.Path, help="folder for a jax.profiler trace")
     add("--out", type=pathlib.Path, help="folder for metrics.json and speed.png")
+
+
+def check_arguments(args) -> None:
+    """Raises: ValueError for what cannot be measured."""
+    if args.frames <= our_speed.FEW_FRAMES or args.rounds < 1:
+        raise ValueError("expected --frames 3 or more and --rounds 1 or more")
+    if min([1, *args.concurrency, *args.schedule]) < 1 or not args.schedule:
+        raise ValueError("expected --concurrency and --schedule 1 or more")
+    if args.stream_frames <= args.schedule[0]:
+        raise ValueError("expected --stream_frames more than the first packet's")
+    known = dict(against=PEERS, official_dtype=DTYPES)
+    for name, choices in known.items():
+        for value in getattr(args, name):
+            if value not in choices:
+                raise ValueError(f"got --{name} {value}, expected {', '.join(choices)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m eval.speed", None, __doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_arguments(parser)
     args = parser.parse_args()
     try:
-        if args.frames <= our_speed.FEW_FRAMES or args.rounds < 1:
-            raise ValueError("expected --frames 3 or more and --rounds 1 or more")
+        check_arguments(args)
+        if args.threads is None:
+            args.threads = default_threads()
         use_processors(args.threads)
         metrics = compare(args)
     except (OSError, RuntimeError, ValueError) as error:

@@ -11,8 +11,7 @@ import sys
 import numpy as np
 
 BUSY = 0.5  # processors at work elsewhere, from which on timings are not to be trusted
-SIDES = ("ours", "official")
-
+LABEL, COLUMN = 28, 24  # widths in the table
 
 ROWS = dict(
     seconds_per_frame="s per 80 ms frame",
@@ -21,6 +20,8 @@ ROWS = dict(
     seconds_per_frame_rest="  frame less these two",
     rtf_generation="real-time factor, codes",
     rtf_speech="  and their decoding",
+    seconds_per_frame_codec_1="codec, s per frame",
+    seconds_per_frame_codec_8="  8 frames at once",
     seconds_decode_10s="codec: decode 10 s, s",
     seconds_encode_10s="codec: encode 10 s, s",
     seconds_prefill="prefill, s",
@@ -32,10 +33,46 @@ ROWS = dict(
 )
 
 
+STREAM_COLUMNS = {  # of the table of streams -> where it is in a report
+    "streams": "concurrency",
+    "first byte, s": "seconds_first_byte",
+    "first audible": "seconds_first_audible",
+    "s/frame-step": "seconds_per_frame_step",
+    "audio s per s": "audio_seconds_per_second",
+    "RTF of one": "rtf_stream",
+    "peak GiB": "peak_memory_gib",
+}
+PACKET_COLUMNS = {
+    "frames": "frames",
+    "latency, s": "seconds_first_packet",
+    "length, s": "packet_seconds",
+    "stall, s": "stall_seconds",
+    "max difference": "largest_difference",
+    "DNSMOS ovrl/p808": "dnsmos",
+}
+
+
+def collect(reports: list[dict]) -> dict:
+    """What the reports say, put together: rows, floors, streams, experiments."""
+    return dict(
+        rows=summarise(reports),
+        floors=floors(reports),
+        agreeing_frames=agreeing_frames(reports),
+        streams=streams(reports),
+        weights={r["side"]: r["agreement"] for r in reports if "agreement" in r},
+        experiments=experiments(reports),
+        devices={r["side"]: r["device"] for r in reports},
+        codec_dtypes={r["side"]: r["codec_dtype"] for r in reports if "codes" in r},
+        versions={r["side"]: r["versions"] for r in reports},
+    )
+
+
 def summarise(reports: list[dict]) -> dict:
     """Row -> side -> its values in the order they were measured."""
     rows = {key: {} for key in ROWS}
     for report in reports:
+        if report["task"] not in ("measure", "start"):
+            continue
         again = report["task"] == "start" and report["n"] > 1
         for key in ROWS.keys() & report.keys():
             row = rows[f"{key}_cached" if again else key]
@@ -43,22 +80,51 @@ def summarise(reports: list[dict]) -> dict:
     return rows
 
 
-def floor(reports: list[dict]) -> dict:
-    """The least time a frame can take: bytes, rate (the best seen) and seconds."""
-    ours = [r for r in reports if "bytes_per_frame" in r]
-    size = ours[0]["bytes_per_frame"]
-    rate = max(r["read_bytes_per_second"] for r in ours)
-    seconds = sum(size.values()) / rate
-    return dict(bytes=size, bytes_per_second=rate, seconds_per_frame=seconds)
+def floors(reports: list[dict]) -> dict:
+    """Side -> the least time its frame can take: bytes, rate (the best seen), seconds.
+
+    A side that does not count its bytes is compared with ours.
+    """
+    counted = [r for r in reports if "bytes_per_frame" in r]
+    rate = max(r["read_bytes_per_second"] for r in counted)
+    found = {}
+    for report in counted:
+        size = report["bytes_per_frame"]
+        seconds = sum(size.values()) / rate
+        found[report["side"]] = dict(
+            bytes=size, bytes_per_second=rate, seconds_per_frame=seconds
+        )
+    return found
 
 
-def agreeing_frames(reports: list[dict]) -> int | None:
-    """Frames from the start on in which both sides chose the same codes."""
+def agreeing_frames(reports: list[dict]) -> dict[str, int]:
+    """Side -> frames from the start on in which it chose the same codes as ours."""
     codes = {r["side"]: np.asarray(r["codes"]) for r in reports if "codes" in r}
-    if "official" not in codes:
+    found = {}
+    for side in codes.keys() - {"ours"}:
+        same = (codes["ours"] == codes[side]).all(axis=1)
+        found[side] = len(same) if same.all() else int(same.argmin())
+    return dict(sorted(found.items()))
+
+
+def streams(reports: list[dict]) -> list[dict]:
+    """Every measurement of streams, with its side; of several the last."""
+    found = {}
+    for report in reports:
+        for one in report.get("streams", ()):
+            key = report["side"], one["packets"], one["concurrency"]
+            found[key] = dict(side=report["side"]) | one
+    return list(found.values())
+
+
+def experiments(reports: list[dict]) -> dict | None:
+    """The paper's two; None where they were not asked for."""
+    packets = [r["first_packets"] for r in reports if "first_packets" in r]
+    if not packets:
         return None
-    same = (codes["ours"] == codes["official"]).all(axis=1)
-    return len(same) if same.all() else int(same.argmin())
+    [first] = [p for p in packets[0] if p["frames"] == 1]
+    latency = {"12Hz": first["seconds_first_packet"], "25Hz": None}
+    return dict(first_packets=packets[0], seconds_first_packet=latency)
 
 
 def warnings(load_at_start: float, reports: list[dict]) -> list[str]:
@@ -86,64 +152,184 @@ def machine() -> dict:
     )
 
 
+def number(value) -> str:
+    """A cell: a number, a few of them, a dict of them, a word, or nothing."""
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value
+    values = value.values() if isinstance(value, dict) else value
+    several = isinstance(value, dict | list)
+    return " ".join(f"{v:.3g}" for v in (values if several else [value]))
+
+
+def columns(cells: list[str], widths: list[int]) -> str:
+    """One line of a table."""
+    return "".join(f"{c:{w}}" for c, w in zip(cells, widths)).rstrip()
+
+
 def table(metrics: dict) -> str:
-    """The rows for people: every value, and the ratio of the medians."""
-    lines = [f"{'':28}{'ours':22}{'official':22}official / ours"]
+    """For people: every value of every row, then streams, experiments and notes."""
+    sides = list(metrics["versions"])
+    widths = [LABEL, *[COLUMN] * len(sides)]
+    lines = [columns(["", *sides], widths)]
     for key, row in metrics["rows"].items():
-        cells = [" ".join(f"{v:.4g}" for v in row.get(side, ())) for side in SIDES]
-        medians = [statistics.median(row[side]) for side in SIDES if side in row]
-        both = len(medians) == 2 and min(medians) > 0
-        ratio = f"{medians[1] / medians[0]:.2f}" if both else ""
-        lines.append(f"{ROWS[key]:28}{cells[0]:22}{cells[1]:22}{ratio}".rstrip())
+        cells = [cell(row, side) for side in sides]
+        lines.append(columns([ROWS[key], *cells], widths))
+    if len(sides) > 1:
+        lines.append("in brackets: median over that of ours")
+    lines += stream_lines(metrics["streams"]) + packet_lines(metrics["experiments"])
+    lines += weight_lines(metrics["weights"])
     return "\n".join([*lines, *notes(metrics)])
 
 
+def cell(row: dict, side: str) -> str:
+    """Values of one side, and the ratio of their median to that of ours."""
+    text = " ".join(f"{v:.4g}" for v in row.get(side, ()))
+    if side == "ours" or not {"ours", side} <= row.keys():
+        return text
+    ours, its = (statistics.median(row[s]) for s in ("ours", side))
+    return f"{text} ({its / ours:.2f})" if min(ours, its) > 0 else text
+
+
+def stream_lines(measured: list[dict]) -> list[str]:
+    """Streams at once, with the frames of their packets."""
+    if not measured:
+        return []
+    widths = [22, 9, 17, 17, 14, 15, 12, 10, 10]
+    lines = ["", columns(["", *STREAM_COLUMNS, "packets"], widths)]
+    for one in measured:
+        cells = [number(one.get(key)) for key in STREAM_COLUMNS.values()]
+        lines.append(columns([one["side"], *cells, one["packets"]], widths))
+    return [*lines, "first byte, first audible: median and maximum of the streams"]
+
+
+def packet_lines(found: dict | None) -> list[str]:
+    """The two experiments."""
+    if found is None:
+        return []
+    widths = [8, 12, 12, 12, 16, 18]
+    lines = ["", "first packet, one stream", columns([*PACKET_COLUMNS], widths)]
+    for packet in found["first_packets"]:
+        cells = [number(packet[key]) for key in PACKET_COLUMNS.values()]
+        lines.append(columns(cells, widths))
+    lines.append("latency at concurrency 1, packet of one frame (80 ms):")
+    for rate, seconds in found["seconds_first_packet"].items():
+        value = "not built yet" if seconds is None else f"{seconds:.4g} s"
+        lines.append(f"  {rate}: {value}")
+    return lines
+
+
+def weight_lines(found: dict) -> list[str]:
+    """How far cheaper weights lead from the float ones."""
+    lines = []
+    for side, changed in found.items():
+        lines.append(f"{side}, after the same {changed['frames']} frames:")
+        for name, label in (
+            ("codebook_0", "codebook 0"),
+            ("codebooks_1_15", "codebooks 1..15"),
+        ):
+            part = changed[name]
+            lines.append(
+                f"  {label}: KL {part['kl_mean']:.3g} nats (at most "
+                f"{part['kl_max']:.3g}), same best code {part['same_best']:.1%}"
+            )
+        equal = changed["frames_equal_in_free_runs"]
+        lines.append(f"  free runs: the first {equal} frames are equal")
+    return ["", *lines] if lines else []
+
+
 def notes(metrics: dict) -> list[str]:
-    """The lines below the table: floor, agreement, warnings, where and with what."""
-    least, host, job = metrics["floor"], metrics["machine"], metrics["job"]
-    times = [
-        f"{side} {statistics.median(v) / least['seconds_per_frame']:.2f} times that"
-        for side, v in metrics["rows"]["seconds_per_frame"].items()
-    ]
-    lines = [
-        f"floor: {sum(least['bytes'].values()) / 1e9:.3g} GB per frame at "
-        f"{least['bytes_per_second'] / 1e9:.3g} GB/s = "
-        f"{least['seconds_per_frame']:.4g} s; {', '.join(times)}"
-    ]
-    if (frames := metrics["agreeing_frames"]) is not None:
-        lines.append(f"same codes in the first {frames} of {job['frames']} frames")
+    """The lines below the tables: floors, agreement, warnings, where, with what."""
+    host, job = metrics["machine"], metrics["job"]
+    lines = ["", *floor_lines(metrics)]
+    for side, frames in metrics["agreeing_frames"].items():
+        lines.append(f"{side}: same codes in the first {frames} of {job['frames']}")
     lines += [f"WARNING: {text}" for text in metrics["warnings"]]
     for side, versions in metrics["versions"].items():
         names = ", ".join(f"{name} {version}" for name, version in versions.items())
-        codec = f"codec {metrics['codec_dtypes'][side]}"
-        lines.append(f"{side}: {names}; {codec}, on {metrics['devices'][side]}")
+        codec = metrics["codec_dtypes"].get(side)
+        codec = f"; codec {codec}" if codec else ""
+        own = "".join(f"; {k} {v}" for k, v in metrics["sides"][side].items())
+        lines.append(f"{side}: {names}{own}{codec}, on {metrics['devices'][side]}")
     where = f"{host['processor']}, {host['cores']} cores, {host['memory_gib']} GiB"
     lines.append(f"{where}; {job['threads']} threads, model {job['dtype']}")
     return [*lines, f"{metrics['date']}  {metrics['command']}"]
 
 
+def floor_lines(metrics: dict) -> list[str]:
+    """Each floor, and how far above it sides are; peers are compared with ours."""
+    lines, frames = [], metrics["rows"]["seconds_per_frame"]
+    for owner, least in metrics["floors"].items():
+        peers = [s for s in frames if s not in metrics["floors"] and owner == "ours"]
+        ratios = {
+            side: statistics.median(frames[side]) / least["seconds_per_frame"]
+            for side in [owner, *peers]
+        }
+        times = [f"{side} {ratio:.2f} times that" for side, ratio in ratios.items()]
+        lines.append(
+            f"floor of {owner}: {sum(least['bytes'].values()) / 1e9:.3g} GB per frame "
+            f"at {least['bytes_per_second'] / 1e9:.3g} GB/s = "
+            f"{least['seconds_per_frame']:.4g} s; {', '.join(times)}"
+        )
+    return lines
+
+
 def plot(metrics: dict, path: pathlib.Path) -> None:
-    """Bars of a frame's parts beside the floor, and of the codec; medians."""
+    """A frame's parts beside the floor, the codec, and the concurrency curve."""
     from matplotlib import figure  # here: it is optional
 
-    picture = figure.Figure(figsize=(9, 3), layout="constrained")
-    axes = picture.subplots(1, 2)
+    picture = figure.Figure(figsize=(13, 4.5), layout="constrained")
+    axes = picture.subplots(1, 3)
     frame = [f"seconds_per_frame_{part}" for part in ("predictor", "talker", "rest")]
     for axis, keys in zip(axes, (frame, ["seconds_decode_10s", "seconds_encode_10s"])):
-        start = dict.fromkeys(SIDES, 0.0)
-        for key in keys:
-            row = metrics["rows"][key]
-            width = {s: max(0.0, statistics.median(v)) for s, v in row.items()}
-            left = [start[side] for side in width]
-            label = ROWS[key].strip()
-            axis.barh(list(width), list(width.values()), left=left, label=label)
-            start |= {side: start[side] + value for side, value in width.items()}
-    axes[0].axvline(metrics["floor"]["seconds_per_frame"], color="k", label="floor")
+        plot_bars(axis, metrics["rows"], keys)
+    rows, parts = metrics["rows"], metrics["rows"][frame[0]]
+    whole = {k: v for k, v in rows["seconds_per_frame"].items() if k not in parts}
+    if whole:  # of sides that do not time the parts
+        plot_bars(axes[0], dict(seconds_per_frame=whole), ["seconds_per_frame"])
+    least = metrics["floors"]["ours"]["seconds_per_frame"]
+    axes[0].axvline(least, color="k", label="floor")
     axes[0].set_xlabel("seconds per 80 ms frame")
     axes[1].set_xlabel("seconds")
+    plot_streams(axes[2], metrics["streams"])
     for axis in axes:
-        axis.legend(fontsize="small")
+        if axis.get_legend_handles_labels()[0]:
+            below = dict(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+            axis.legend(fontsize="small", **below)
     picture.savefig(path)
+
+
+def plot_bars(axis, rows: dict, keys: list[str]) -> None:
+    """Medians of some rows, one after the other along a bar for each side."""
+    start = {}
+    for key in keys:
+        row = rows[key]
+        width = {s: max(0.0, statistics.median(v)) for s, v in row.items()}
+        left = [start.get(side, 0.0) for side in width]
+        axis.barh(list(width), list(width.values()), left=left, label=ROWS[key].strip())
+        start |= {side: start.get(side, 0.0) + value for side, value in width.items()}
+
+
+def plot_streams(axis, measured: list[dict]) -> None:
+    """Audio seconds per second (left) and first byte (right) over the concurrency."""
+    late = axis.twinx()
+    for side in dict.fromkeys((s["side"], s["packets"]) for s in measured):
+        mine = [s for s in measured if (s["side"], s["packets"]) == side]
+        counts = [s["concurrency"] for s in mine]
+        rate = [s["audio_seconds_per_second"] for s in mine]
+        first = [s["seconds_first_byte"][0] for s in mine]
+        name = side[0]
+        [line] = axis.plot(counts, rate, "o-", label=f"{name}: audio s per s")
+        axis.plot([], [], "x:", color=line.get_color(), label=f"{name}: first byte")
+        late.plot(counts, first, "x:", color=line.get_color())
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.set_xlabel("streams at once")
+    axis.set_ylabel("audio seconds per second")
+    late.set_ylabel("seconds to first byte")
+    axis.set_ylim(bottom=0)
+    late.set_ylim(bottom=0)
 
 
 def write(metrics: dict, out: pathlib.Path) -> None:

@@ -57,11 +57,17 @@ MAX_LINES = 450
 LONGER = {  # file -> why it is one file
     "qwen3tts_jax/model.py": "the official class with all its methods",
     "tests/test_audio.py": "every way in and every refusal of one module",
+    "tests/test_infer.py": "every flag and every refusal of one program",
     "tests/test_hf.py": "every way in which a checkpoint can be wrong",
 }
-TORCH = ("tests/golden/", "eval/official_speed.py")  # where the official package runs
+TORCH = (
+    "tests/golden/",
+    "eval/official_speed.py",
+    "eval/faster_speed.py",
+)  # where the official package runs
 LAZY = {  # file -> why it imports inside a function
     "eval/speed_report.py": "matplotlib is optional (extra eval)",
+    "eval/stream_speed.py": "speechmos is optional (extra eval)",
 }
 GENERATED = ("build", "dist", "out", "shared")  # folders that are no source
 

@@ -125,6 +125,11 @@ class Stream:
         rest = self.limit - self.planned
         return rest if self.complete else min(rest, len(self.text) - self.planned)
 
+    @property
+    def starved(self) -> bool:
+        """It has no text for a frame, and no frame on its way."""
+        return self.ready() == 0 and self.planned == len(self.codes)
+
     def take_text(self, count: int, pad: int) -> np.ndarray:
         """Text ids of the next frames, int32 [count]."""
         ids = self.text[self.planned : self.planned + count]

@@ -87,7 +87,7 @@ class StreamingSession:
         self._ids: list[int] = []  # before the prompt is laid out
         self._spoken = self._ended = self._timed_out = False
         self._closed = False
-        self._progress = time.monotonic()  # when text or a chunk last came
+        self._progress = time.monotonic()  # when it last could go on
         self._stream: engines.Stream | None = None
         self._owned: list[engines.Stream] = []
         weakref.finalize(self, _abandon, self._owned)
@@ -214,6 +214,7 @@ class StreamingSession:
                 return None
             progressed, awaited = self.engine.step(), self._awaited()
             if awaited is None:
+                self._progress = time.monotonic()
                 continue
             patience = self._progress + self._timeouts[awaited] - time.monotonic()
             if patience < 0:
@@ -226,7 +227,7 @@ class StreamingSession:
         stream = self._stream
         if stream is not None and stream.waiting:
             return SLOT
-        if not self._ended and (stream is None or stream.ready() == 0):
+        if not self._ended and (stream is None or stream.starved):
             return TEXT
         return None
 
@@ -247,6 +248,8 @@ class StreamingSession:
                 "read and close the other sessions"
             )
         with self._arrived:
+            if self._awaited() != TEXT:
+                return  # another thread has just pushed some, or ended it
             self._timed_out = True
             if self._spoken:
                 self._end()

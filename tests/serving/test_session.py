@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import voices
 
-from qwen3tts_jax.serving import session
+from qwen3tts_jax.serving import engine, session
 
 USUAL = (1, 2, 4, 8)
 
@@ -163,6 +163,27 @@ def test_what_came_before_a_timeout_is_spoken(models, whole):
     offline = models.offline("speaker", whole, text=text)
     voices.assert_same(chunks, opened.codes, offline)
     assert opened.stop_reason == "text_timeout"
+
+
+def test_a_slow_device_is_no_lack_of_text(models, monkeypatch):
+    """What takes long on the device, such as compiling, does not end the text."""
+    run, opened = engine._run_group, models.open("speaker", False, text_timeout=0.3)
+
+    def slow(*args):
+        time.sleep(0.5)
+        return run(*args)
+
+    monkeypatch.setattr(engine, "_run_group", slow)
+    words, chunks = pieces(voices.TEXT, "words"), []
+    for word in words[:3]:
+        opened.push_text(word)
+    chunks.append(opened.read())
+    for word in words[3:]:
+        opened.push_text(word)
+    opened.end_text()
+    chunks += list(opened)
+    voices.assert_same(chunks, opened.codes, models.offline("speaker", False))
+    assert opened.stop_reason == "max_frames"
 
 
 def test_text_that_never_ends_is_stopped_by_the_frames_allowed(models):
