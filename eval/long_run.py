@@ -3,10 +3,12 @@
     python -m eval.long_run --model DIR --frames 7500 --weights int8 --out FILE.json
 
 The model speaks (or, with random weights, hums) on and on: its end token is taken from
-it.  For every cache bucket the table gives the seconds per frame, what reading the
-bucket's keys and values costs at the measured read rate, and the process's memory after
-the bucket's first group.  The codec is timed alone, from the state it has at the start
-and from the one it has at the end.  Time on a machine that does nothing else.
+it.  For every cache bucket the tables give the seconds per frame in the stream, those
+of frames alone (no codec) in a cache of that size, what reading the bucket's keys and
+values once costs at the measured read rate, and the process's memory after the bucket's
+first groups and at its end.  The codec is timed alone, from the state it has at the
+start and from the one it has at the end.  Time on a machine that does nothing else;
+`--frames 0` leaves the stream out.
 """
 
 import argparse
@@ -19,11 +21,12 @@ import jax
 import numpy as np
 
 from eval import our_speed
-from qwen3tts_jax import model, placement
+from qwen3tts_jax import generate, model, placement, prompt, sampling
 from qwen3tts_jax.serving import engine, session
 
 TEXT = "The ship left the harbour at dawn, and nobody on the pier waved it goodbye."
 CODEC_FRAMES, CODEC_TURNS = 8, 20
+TIMED_FRAMES = 16
 
 
 def memory_gib() -> float:
@@ -68,6 +71,23 @@ def stream(bundle, frames: int) -> list[dict]:
     return groups
 
 
+def frame_seconds(bundle, size: int) -> float:
+    """Seconds per frame, without the codec, in a cache of `size` slots."""
+    lm, config = bundle.language_model, bundle.config
+    item, choices = prompt.blank(config, 32), sampling.Options().sampling()
+    key, active = generate.row_key(0), np.ones(1, bool)
+    text, limit = np.zeros((1, TIMED_FRAMES), np.int32), np.int32([10**6])
+    count, times = np.int32(TIMED_FRAMES), []
+    with placement.exact():
+        state = generate.read_prompt(lm, config, item, choices, key, size=size)
+        for _ in range(4):
+            start = time.perf_counter()
+            state, made = generate.jit_advance(lm, state, text, count, active, limit)
+            jax.block_until_ready(made)
+            times.append(time.perf_counter() - start)
+    return min(times[1:]) / TIMED_FRAMES
+
+
 def codec_seconds(bundle, codes: np.ndarray) -> float:
     """Seconds per frame of the codec, from the state after `codes`."""
     tokenizer = bundle.speech_tokenizer
@@ -109,14 +129,24 @@ def measure(args) -> dict:
     c = lm.talker.config.transformer
     slot_bytes = 2 * c.layers * c.kv_heads * c.head_dim * np.dtype(lm.dtype).itemsize
     rate = our_speed.read_rate()
-    groups = stream(bundle, args.frames)
+    largest = generate.slots(64, max(args.frames, 7500))
+    alone = {
+        size: frame_seconds(bundle, size)
+        for size in generate.CACHE_BUCKETS
+        if size <= largest
+    }
+    groups = stream(bundle, args.frames) if args.frames else []
     rng = np.random.default_rng(0)
     size = bundle.speech_tokenizer.config.decoder.codebook_size
-    codes = rng.integers(0, size, (args.frames, lm.talker.config.code_groups)).astype(
-        np.int32
-    )
+    codes = rng.integers(
+        0, size, (max(args.frames, 64), lm.talker.config.code_groups)
+    ).astype(np.int32)
     return dict(
         buckets=summary(groups, slot_bytes, rate),
+        seconds_per_frame_alone={
+            str(size): dict(seconds=seconds, cache_read=size * slot_bytes / rate)
+            for size, seconds in alone.items()
+        },
         slot_bytes=slot_bytes,
         read_bytes_per_second=rate,
         codec_seconds_per_frame_at_start=codec_seconds(bundle, codes[:CODEC_FRAMES]),
@@ -138,6 +168,9 @@ def main() -> None:
     add("--out", type=pathlib.Path, help="JSON file")
     args = parser.parse_args()
     result = measure(args)
+    print("slots  s/frame without codec  cache read, s")
+    for size, row in result["seconds_per_frame_alone"].items():
+        print(f"{size:>5} {row['seconds']:22.4f} {row['cache_read']:14.4f}")
     print("slots  frames  s/frame  cache read, s  memory, GiB (first, last)")
     for row in result["buckets"]:
         frame = row["seconds_per_frame"]

@@ -160,6 +160,15 @@ class StreamingSession:
 
     def _start(self) -> None:
         """Lay the prompt out and let the stream wait for a slot."""
+        try:
+            self._stream = self._new_stream()
+        except ValueError:
+            self.close()  # nobody is to wait for it
+            raise
+        self._owned.append(self._stream)
+        self.engine.add(self._stream)
+
+    def _new_stream(self) -> engines.Stream:
         config, options = self._model.config, self._options
         item = prompt.build(
             config,
@@ -168,7 +177,7 @@ class StreamingSession:
             more=not self._ended,
             **self._voice.layout,
         )
-        self._stream = engines.Stream(
+        return engines.Stream(
             prompt=item,
             choices=options.sampling(),
             seed=self.seed,
@@ -180,8 +189,6 @@ class StreamingSession:
             complete=self._ended,
             text_tokens=item.text_tokens,
         )
-        self._owned.append(self._stream)
-        self.engine.add(self._stream)
 
     def _check_length(self) -> None:
         most = self._model.config.talker.max_positions
@@ -203,13 +210,13 @@ class StreamingSession:
         """
         while True:
             stream = self._stream
+            # first: the last chunk is there before its stream is over
+            over = self._closed or (stream is not None and stream.over)
             if stream is not None and stream.chunks:
                 self._progress = time.monotonic()
                 return stream.chunks.popleft()
-            if self._closed:
-                return None
-            if stream is not None and stream.over:
-                if stream.error is not None:
+            if over:
+                if stream is not None and stream.error is not None:
                     raise stream.error
                 return None
             progressed, awaited = self.engine.step(), self._awaited()
@@ -273,11 +280,11 @@ class StreamingSession:
         """
         try:
             for piece in [text] if isinstance(text, str) else text:
+                if self._stream is not None and self._stream.over:
+                    break  # it has said all it wants to, or all it may
                 self.push_text(piece)
                 while self._goes_on() and (chunk := self.read()) is not None:
                     yield chunk
-                if self._stream is not None and self._stream.over:
-                    break  # it has said all it wants to, or all it may
             else:
                 self.end_text()
             yield from self
