@@ -97,13 +97,15 @@ class StreamingSession:
     def push_text(self, text: str) -> None:
         """Add text; a word may be cut anywhere.
 
-        Raises: ValueError if the text has been ended or the session is over.
+        Text that comes when the speech is over (`stop_reason` says why) is ignored.
+        Raises: ValueError if the text has been ended or the session closed.
         """
         with self._arrived:
             self._check_open("push_text")
-            self._tokens.push(text)
-            self._spoken = self._spoken or bool(text.strip())
-            self._feed()
+            if not self._over:
+                self._tokens.push(text)
+                self._spoken = self._spoken or bool(text.strip())
+                self._feed()
 
     def end_text(self) -> None:
         """No more text will come.
@@ -112,18 +114,22 @@ class StreamingSession:
         """
         with self._arrived:
             self._check_open("end_text")
-            self._end()
+            if self._over:
+                self._ended = True
+            else:
+                self._end()
 
     def _check_open(self, method: str) -> None:
-        over = self._closed or (self._stream is not None and self._stream.over)
-        if self._ended or over:
-            state = "over" if over else "ended"
-            why = f" ({self.stop_reason})" if over else ""
-            why = " (no text came in time)" if self._timed_out else why
+        if self._ended or self._closed:
+            why = "its text is ended" if self._ended else "it is closed"
+            why += ": no text came in time" if self._timed_out else ""
             raise ValueError(
-                f"got {method} after the session's text is {state}{why}; open a new "
-                "session for more"
+                f"got {method} of a session after {why}; open a new one for more"
             )
+
+    @property
+    def _over(self) -> bool:
+        return self._stream is not None and self._stream.over
 
     def _end(self) -> None:
         if not self._spoken:
@@ -211,7 +217,7 @@ class StreamingSession:
         while True:
             stream = self._stream
             # first: the last chunk is there before its stream is over
-            over = self._closed or (stream is not None and stream.over)
+            over = self._closed or self._over
             if stream is not None and stream.chunks:
                 self._progress = time.monotonic()
                 return stream.chunks.popleft()
@@ -280,7 +286,7 @@ class StreamingSession:
         """
         try:
             for piece in [text] if isinstance(text, str) else text:
-                if self._stream is not None and self._stream.over:
+                if self._over:
                     break  # it has said all it wants to, or all it may
                 self.push_text(piece)
                 while self._goes_on() and (chunk := self.read()) is not None:
@@ -294,7 +300,7 @@ class StreamingSession:
     def _goes_on(self) -> bool:
         """Whether its next group of frames, or its last one, has all its text."""
         stream = self._stream
-        if stream is None or stream.over:
+        if stream is None or self._over:
             return False
         rest = stream.limit - stream.planned
         return stream.ready() >= min(self.engine.wanted(stream), rest)

@@ -255,11 +255,27 @@ def test_text_after_the_end_and_no_text_at_all(models):
     opened.push_text("Hello.")
     opened.end_text()
     for call in (opened.end_text, lambda: opened.push_text("More.")):
-        with pytest.raises(ValueError, match="open a new session"):
+        with pytest.raises(ValueError, match="open a new one"):
             call()
     opened.close()
     assert opened.stop_reason == "closed" and opened.read() is None
-    with pytest.raises(ValueError, match="over"):
+    closed = models.open("speaker", False)
+    closed.close()
+    with pytest.raises(ValueError, match="it is closed"):
+        closed.push_text("More.")
+
+
+def test_text_after_the_last_frame_is_not_spoken(models):
+    """The model may end before its text does; that is no mistake of who pushes."""
+    opened = models.open("speaker", False, max_new_tokens=4)
+    opened.push_text(voices.TEXT)
+    chunks = [opened.read(), opened.read()]
+    assert opened.read() is None and opened.stop_reason == "max_frames"
+    assert sum(map(len, chunks)) == 3 * 1920
+    opened.push_text(" More of it.")
+    opened.end_text()
+    assert opened.read() is None and len(opened.codes) == 3
+    with pytest.raises(ValueError, match="its text is ended"):
         opened.push_text("More.")
 
 
