@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import pathlib
 import shutil
 import tempfile
@@ -9,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import make
+import numpy as np
 import parity
 import pytest
 import text_files
@@ -115,3 +117,19 @@ def broken_dir(tokenizer_dir, tmp_path):
     for name in text_files.FILES:
         shutil.copy(tokenizer_dir / name, tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def compiled(caplog):
+    """compiled() -> a line for each program compiled in the test so far."""
+    caplog.set_level(logging.WARNING, logger="jax")
+
+    def names():
+        done = [r.getMessage() for r in caplog.records]
+        return [m for m in done if m.startswith("Finished XLA compilation")]
+
+    with jax.log_compiles():
+        jax.jit(lambda x: x + 1)(np.float32(1))
+        assert len(names()) == 1  # this version of jax still says so
+        caplog.clear()
+        yield names

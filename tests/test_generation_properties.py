@@ -3,7 +3,6 @@ touch each other, limits, and no compilation in service."""
 
 import dataclasses
 import functools
-import logging
 
 import contract
 import jax
@@ -281,22 +280,6 @@ def test_a_row_ends_at_its_end_token(ending):
 
 
 # ------------------------------------------------------------------- compilation
-
-
-@pytest.fixture
-def compiled(caplog):
-    """The programs compiled in the test so far."""
-    caplog.set_level(logging.WARNING, logger="jax")
-
-    def names():
-        done = [r.getMessage() for r in caplog.records]
-        return [m for m in done if m.startswith("Finished XLA compilation")]
-
-    with jax.log_compiles():
-        jax.jit(lambda x: x + 1)(np.float32(1))
-        assert len(names()) == 1  # this version of jax still says so
-        caplog.clear()
-        yield names
 
 
 def test_other_texts_of_a_bucket_compile_nothing(lm, compiled):
