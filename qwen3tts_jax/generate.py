@@ -311,7 +311,7 @@ def slots(length: int, frames: int) -> int:
 
 def row_key(seed: int, row: int = 0) -> jax.Array:
     """PRNG keys [1]: those of row `row` of a batch that is made with `seed`."""
-    return jax.random.fold_in(jax.random.key(seed), np.uint32([row])[0])[None]
+    return jax.random.fold_in(jax.random.key(seed), np.uint32(row))[None]
 
 
 def read_prompt(

@@ -533,7 +533,9 @@ class Qwen3TTSModel:
         if non_streaming_mode is None:
             non_streaming_mode = variant != "base"
         if variant == "base":
-            items = self._voices(voice_clone_prompt, ref_audio, ref_text, clone[2])
+            items = self._voices(
+                voice_clone_prompt, ref_audio, ref_text, x_vector_only_mode
+            )
             return self._clone_voice(
                 language, *_spread(items, 1, "voices"), non_streaming_mode
             )

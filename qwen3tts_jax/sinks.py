@@ -59,16 +59,20 @@ class RawPipe:
 
 
 class GrowingWav:
-    """A mono WAV file that is valid after every chunk."""
+    """A mono WAV file that is valid after every chunk.
+
+    It is not touched before the first one: what fails earlier leaves what was there.
+    """
 
     def __init__(self, path: str | os.PathLike, rate: int = audio.SAMPLE_RATE):
         """path: file to write or replace, in a folder that exists; rate: Hz."""
-        self._file = open(path, "wb")
-        self._wav = wave.open(self._file)
-        self._wav.setparams((1, 2, rate, 0, "NONE", ""))
-        self.write(np.zeros(0, np.float32))
+        self._path, self._rate, self._wav = path, rate, None
 
     def write(self, chunk: np.ndarray) -> None:
+        if self._wav is None:
+            self._file = open(self._path, "wb")
+            self._wav = wave.open(self._file)
+            self._wav.setparams((1, 2, self._rate, 0, "NONE", ""))
         self._wav.writeframes(pcm16(chunk))  # it also sets the lengths in the header
         self._file.flush()
 
@@ -76,8 +80,9 @@ class GrowingWav:
         return self
 
     def __exit__(self, *error) -> None:
-        self._wav.close()
-        self._file.close()
+        if self._wav is not None:
+            self._wav.close()
+            self._file.close()
 
 
 class WholeWav:

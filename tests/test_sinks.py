@@ -22,10 +22,10 @@ def test_a_growing_file_is_valid_after_every_chunk(tmp_path):
     path, written = tmp_path / "a.wav", 0
     path.write_bytes(b"what was here before")
     with sinks.open_sound(path, growing=True) as out:
-        for chunk in (None, WAVE, WAVE[:0], WAVE[:3], np.tile(WAVE, 500)):
-            if chunk is not None:
-                out.write(chunk)
-                written += len(chunk)
+        assert path.read_bytes() == b"what was here before"
+        for chunk in (WAVE[:0], WAVE, WAVE[:3], np.tile(WAVE, 500)):
+            out.write(chunk)
+            written += len(chunk)
             with wave.open(str(path)) as file:
                 assert file.getparams()[:4] == (1, 2, audio.SAMPLE_RATE, written)
                 assert len(file.readframes(10**6)) == 2 * written
@@ -38,6 +38,13 @@ def test_a_growing_file_keeps_what_came_before_an_error(tmp_path):
             out.write(WAVE)
             raise KeyboardInterrupt
     assert len(soundfile.read(tmp_path / "a.wav")[0]) == len(WAVE)
+
+
+def test_a_growing_file_is_not_touched_before_its_first_chunk(tmp_path):
+    with pytest.raises(ValueError):
+        with sinks.open_sound(tmp_path / "a.wav", growing=True):
+            raise ValueError
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_whole_file_appears_at_the_end_or_never(tmp_path):

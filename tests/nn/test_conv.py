@@ -145,9 +145,10 @@ def test_snake_is_its_formula():
 
 
 def test_squared_sine_is_one():
-    """Against float64; 5e-5 far out, where half a float32 step of x is as much."""
+    """Against float64.  2e-7 is the polynomial's rounding; at 10,000 one rounding of
+    turns * pi's second part, half a step at 3, adds 1.2e-7."""
     rng = np.random.default_rng(0)
-    for largest, tolerance in ((1, 2.5e-7), (30, 2.5e-7), (1e4, 2.5e-7), (1e6, 5e-5)):
+    for largest, tolerance in ((1, 2.5e-7), (30, 2.5e-7), (1e4, 4e-7)):
         x = np.float32(rng.uniform(-largest, largest, 20000))
         x[:3] = (0, largest, -largest)
         y = np.asarray(jax.jit(conv.squared_sine)(x))

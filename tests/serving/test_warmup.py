@@ -1,19 +1,18 @@
 """The command that fills the compilation cache."""
 
-import pathlib
-
-import jax
 import pytest
 
+from qwen3tts_jax import Qwen3TTSModel
 from qwen3tts_jax.serving import warmup
 
 
-def test_it_leaves_programs_in_the_cache(checkpoint, capsys):
-    """Most are there already: other tests have compiled the same."""
+def test_after_it_nothing_is_compiled(checkpoint, capsys, compiled):
     path = checkpoint("voice_design", "1.7B")
     warmup.main(["--model", str(path), "--positions", "256"])
     assert capsys.readouterr().out.startswith("ready in ")
-    assert list(pathlib.Path(jax.config.jax_compilation_cache_dir).iterdir())
+    tts, before = Qwen3TTSModel.from_pretrained(path), len(compiled())
+    list(tts.stream_voice_design("Hello.", "Calm.", max_new_tokens=20, seed=1))
+    assert compiled()[before:] == []
 
 
 def test_one_line_for_a_mistake(capsys):
