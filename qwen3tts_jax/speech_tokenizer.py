@@ -1,6 +1,7 @@
 """Qwen3TTSTokenizer: waves to codes and back, with the official names and arguments."""
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,16 @@ class Qwen3TTSTokenizer:
             )
         return codes
 
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that tell whose codes are whose: see `fingerprint_of`.
+
+        Of the encoder, its configuration and the number of codebooks that are kept; the
+        decoder may be trained further, codes keep their meaning.
+        """
+        kept = dict(quantizers=self.config.quantizers)
+        return fingerprint_of(self.config.encoder, self.encoder, **kept)
+
     def save_pretrained(self, save_directory: str | Path, *, dtype=None) -> None:
         """Write the official layout; the directory appears whole or not at all."""
         with hf.new_directory(Path(save_directory)) as out:
@@ -272,6 +283,26 @@ def tokenizer_parts(config: configs.Tokenizer12HzConfig) -> dict[str, tuple]:
             hf_keys.tokenizer_12hz_decoder_rules(config.decoder),
         ),
     )
+
+
+def fingerprint_of(config, module, **facts) -> str:
+    """16 hex digits, a hash of a configuration, facts and parameters as float32.
+
+    Neither the order in which parameters were read nor their dtype counts, as long as
+    float32 holds the same values.
+    """
+    state = hashlib.blake2b(
+        repr((config, sorted(facts.items()))).encode(), digest_size=8
+    )
+    values = {
+        hf.leaf_path(path): value
+        for path, value in jax.tree_util.tree_leaves_with_path(module)
+    }
+    for path in sorted(values):
+        value = np.asarray(values[path]).astype("<f4")
+        state.update(f"{path} {value.shape}".encode())
+        state.update(np.ascontiguousarray(value))
+    return state.hexdigest()
 
 
 def _is_pair(value) -> bool:

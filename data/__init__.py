@@ -1,0 +1,1 @@
+"""Sources, shards, index, pack plan and loader: recordings in, training batches out."""
