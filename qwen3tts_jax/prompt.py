@@ -67,19 +67,23 @@ class Reference:
 
 
 class _Tracks:
-    """Positions of a prompt, appended from left to right."""
+    """Positions of a prompt, appended from left to right: text and codebook 0."""
 
-    def __init__(self, code_groups: int):
-        self.groups = code_groups
+    def __init__(self):
         self.text: list[int] = []
-        self.codes: list[list[int]] = []
+        self.first: list[int] = []
 
-    def add(self, text: int = NONE, code: int = NONE) -> None:
-        self.add_frame(text, [code] + [NONE] * (self.groups - 1))
+    def add(self, text: list[int], code: int) -> None:
+        """A position for each of some text ids, all with one codec id."""
+        self.text += text
+        self.first += [code] * len(text)
 
-    def add_frame(self, text: int, codes: list[int]) -> None:
-        self.text.append(text)
-        self.codes.append(codes)
+    def codes(self, groups: int, frames: np.ndarray) -> np.ndarray:
+        """Int32 [P, Q]: codebook 0, and at the end the frames int [T, Q]."""
+        codes = np.full((len(self.first), groups), NONE, np.int32)
+        codes[:, 0] = self.first
+        codes[len(codes) - len(frames) :] = frames
+        return codes
 
 
 def build(
@@ -115,19 +119,20 @@ def build(
         needed = text_needed(reference, non_streaming=non_streaming)
         assert needed is not None and len(text) >= needed
     c = config.talker
-    tracks = _Tracks(c.code_groups)
-    for token in [*(instruct or []), *role]:
-        tracks.add(token)
+    tracks = _Tracks()
+    tracks.add([*(instruct or []), *role], NONE)
     speaker_at = _add_marks(tracks, config, language, speaker, x_vector)
     if reference is None:
         trailing = _add_text(tracks, config, text, non_streaming)
+        frames = np.zeros((0, c.code_groups), np.int32)
     else:
         trailing = _add_reference(tracks, config, text, reference, non_streaming)
+        frames = np.asarray(reference.codes)
     if more:
         trailing = trailing[:-1]  # the end of the text, or the padding after it
     return Prompt(
         text=np.asarray(tracks.text, np.int32),
-        codes=np.asarray(tracks.codes, np.int32),
+        codes=tracks.codes(c.code_groups, frames),
         speaker_at=speaker_at,
         speaker=None if x_vector is None else np.asarray(x_vector),
         trailing=np.asarray(trailing, np.int32),
@@ -160,8 +165,8 @@ def _add_marks(tracks, config, language, speaker, x_vector) -> int:
     elif speaker:
         marks.append(speaker_id(c, speaker))
     for mark in marks:
-        tracks.add(config.tts_pad_id, mark)
-    tracks.add(config.tts_bos_id, c.codec_pad_id)
+        tracks.add([config.tts_pad_id], mark)
+    tracks.add([config.tts_bos_id], c.codec_pad_id)
     return speaker_at
 
 
@@ -169,29 +174,26 @@ def _add_text(tracks, config, text, non_streaming) -> list[int]:
     """The text without a reference; returns what trails."""
     c = config.talker
     if not non_streaming:
-        tracks.add(text[0], c.codec_bos_id)
+        tracks.add(text[:1], c.codec_bos_id)
         return [*text[1:], config.tts_eos_id]
-    for token in [*text, config.tts_eos_id]:
-        tracks.add(token, c.codec_pad_id)
-    tracks.add(config.tts_pad_id, c.codec_bos_id)
+    tracks.add([*text, config.tts_eos_id], c.codec_pad_id)
+    tracks.add([config.tts_pad_id], c.codec_bos_id)
     return [config.tts_pad_id]
 
 
 def _add_reference(tracks, config, text, reference, non_streaming) -> list[int]:
-    """Reference text and text against the reference's frames; returns what trails."""
+    """Reference text and text against codec_bos and the reference's frames, which
+    `codes` fills in; returns what trails."""
     c = config.talker
     text = [*reference.text, *text, config.tts_eos_id]
-    bos = [c.codec_bos_id] + [NONE] * (c.code_groups - 1)
-    frames = [bos, *np.asarray(reference.codes).tolist()]
     if non_streaming:
-        for token in text:
-            tracks.add(token, c.codec_pad_id)
+        tracks.add(text, c.codec_pad_id)
         text = []
-    rest = text[len(frames) :]
-    text = text[: len(frames)] + [config.tts_pad_id] * (len(frames) - len(text))
-    for token, frame in zip(text, frames):
-        tracks.add_frame(token, frame)
-    return rest or [config.tts_pad_id]
+    size = 1 + len(reference.codes)
+    beside = text[:size] + [config.tts_pad_id] * (size - len(text))
+    tracks.add(beside[:1], c.codec_bos_id)
+    tracks.add(beside[1:], NONE)
+    return text[size:] or [config.tts_pad_id]
 
 
 def language_id(
