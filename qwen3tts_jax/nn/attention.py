@@ -1,7 +1,8 @@
 """Rotary positions, masks, caches and grouped-query attention.
 
 Masks are boolean [B, T, S] and are made once per forward pass by whoever knows the
-positions; attention itself serves cached and uncached calls with the same lines.
+positions; attention itself serves cached and uncached calls with the same lines.  In
+training on packed rows `Segments` stand in the place of a mask.
 """
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from qwen3tts_jax import config as configs
-from qwen3tts_jax.nn import layers
+from qwen3tts_jax.nn import layers, packed_attention
 
 
 def rope_angles(
@@ -141,6 +142,32 @@ class WindowCache:
         return keys, values, WindowCache(keys[..., length:], values[:, :, length:])
 
 
+@struct.dataclass
+class Segments:
+    """Stands in the place of a mask: which positions belong to one example.
+
+    Attributes:
+        segment: int32 [B, T], 0 is padding.
+        implementation: see `packed_attention`.
+        mesh: the mesh that the rows lie on, or None.
+    """
+
+    segment: jax.Array
+    implementation: str = struct.field(pytree_node=False)
+    mesh: jax.sharding.Mesh | None = struct.field(pytree_node=False, default=None)
+
+    def attend(self, query, key, value):
+        """float [B, T, N, H]: see `packed_attention.attend`."""
+        return packed_attention.attend(
+            query,
+            key,
+            value,
+            self.segment,
+            implementation=self.implementation,
+            mesh=self.mesh,
+        )
+
+
 class Attention(nnx.Module):
     """Grouped-query attention with rotary positions and optional q/k normalisation."""
 
@@ -162,7 +189,8 @@ class Attention(nnx.Module):
         Args:
             x: float [B, T, D].
             angles: from `rope_angles`, of the T positions.
-            mask: bool [B or 1, T, S], S = T or the keys that the cache hands out.
+            mask: bool [B or 1, T, S], S = T or the keys that the cache hands out; or,
+                without a cache, `Segments`.
             cache: None, KVCache or WindowCache.
         Returns:
             (float [B, T, D], the extended cache or None).
@@ -175,11 +203,15 @@ class Attention(nnx.Module):
         if c.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         query, key = apply_rope(query, angles), apply_rope(key, angles)
-        key = key.transpose(0, 2, 3, 1)  # [B, K, H, T]
-        value = value.transpose(0, 2, 1, 3)  # [B, K, T, H]
-        if cache is not None:
-            key, value, cache = cache.extend(key, value)
-        y = attend(query, key, value, mask)
+        if isinstance(mask, Segments):
+            assert cache is None, "packed rows are for training, which has no caches"
+            y = mask.attend(query, key, value)
+        else:
+            key = key.transpose(0, 2, 3, 1)  # [B, K, H, T]
+            value = value.transpose(0, 2, 1, 3)  # [B, K, T, H]
+            if cache is not None:
+                key, value, cache = cache.extend(key, value)
+            y = attend(query, key, value, mask)
         return self.out(y.reshape(batch, length, c.heads * c.head_dim)), cache
 
 

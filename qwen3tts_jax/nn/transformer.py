@@ -5,7 +5,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from qwen3tts_jax import config as configs
-from qwen3tts_jax.nn import attention, layers
+from qwen3tts_jax.nn import attention, layers, packed_attention
+
+_attention = jax.checkpoint_policies.save_only_these_names(packed_attention.SAVED)
+REMAT = {  # what a layer keeps for its backward pass, besides its input
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "attention": _attention,  # and its attention: of all parts the dearest to redo
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _attention
+    ),
+    "none": None,  # everything: nothing is computed twice
+}
 
 
 class Block(nnx.Module):
@@ -62,29 +72,39 @@ class Transformer(nnx.Module):
         self.config = config
         self.stacked = stacked
 
-    def __call__(self, x, positions, mask, caches=None):
+    def __call__(
+        self, x, positions, mask, caches=None, *, remat: str = "none", gather=None
+    ):
         """Run the stack.
 
         Args:
             x: float [B, T, D].
             positions: int [B, T] (or [1, T]), rotary positions.
-            mask: bool [B or 1, T, S].
+            mask: bool [B or 1, T, S], or `attention.Segments`.
             caches: None, or one cache per layer (a tuple; stacked: one with leading L).
+            remat: a key of REMAT, what is kept for a backward pass; the rest of each
+                layer is then computed again.
+            gather: None, or a function of a Block that its parameters pass through
+                just before they are used, as when each device keeps a part of them.
         Returns:
             (float [B, T, D], the extended caches or None).
+        Raises:
+            ValueError for any other remat.
         """
         c = self.config
         angles = attention.rope_angles(positions, c.head_dim, c.rope_theta)
+        run = _runner(remat, gather, in_scan=self.stacked)
         if self.stacked:
             x, caches = jax.lax.scan(
-                lambda x, layer: layer[0](x, angles, mask, layer[1]),
+                lambda x, layer: run(layer[0], x, angles, mask, layer[1]),
                 x,
                 (self.layers, caches),
             )
         else:
             pairs = []
             for i, block in enumerate(self.layers):
-                x, cache = block(x, angles, mask, None if caches is None else caches[i])
+                cache = None if caches is None else caches[i]
+                x, cache = run(block, x, angles, mask, cache)
                 pairs.append(cache)
             caches = None if caches is None else tuple(pairs)
         return (self.norm(x) if c.final_norm else x), caches
@@ -98,3 +118,17 @@ class Transformer(nnx.Module):
         return (
             jax.tree.map(lambda *c: jnp.stack(c), *caches) if self.stacked else caches
         )
+
+
+def _runner(remat: str, gather, *, in_scan: bool):
+    """The function that calls a block with the rest of its arguments."""
+
+    def run(block, *args):
+        return (block if gather is None else gather(block))(*args)
+
+    if remat not in REMAT:
+        raise ValueError(f"got remat {remat!r}, expected one of {', '.join(REMAT)}")
+    if remat == "none":
+        return run
+    # a scan's body is compiled apart: there is nothing outside to share work with
+    return jax.checkpoint(run, policy=REMAT[remat], prevent_cse=not in_scan)
