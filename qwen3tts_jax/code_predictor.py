@@ -50,9 +50,12 @@ class CodePredictor(nnx.Module):
 
     def embed(self, codes: jax.Array) -> jax.Array:
         """Sum of codebooks 1..15: float [..., D_talker] of codes: int [..., 15]."""
-        groups = jnp.arange(codes.shape[-1])
-        groups = groups.reshape((1,) * (codes.ndim - 1) + (-1,))
-        return self.embedding[...][groups, codes].sum(axis=-2)
+        tables = self.embedding[...]
+        if codes.ndim > 2:  # many frames: [..., 15, D] would be the largest array
+            first = tables[0][codes[..., 0]]
+            rest = (tables[1:], jnp.moveaxis(codes[..., 1:], -1, 0))
+            return jax.lax.scan(lambda x, of: (x + of[0][of[1]], None), first, rest)[0]
+        return tables[jnp.arange(codes.shape[-1])[None], codes].sum(axis=-2)
 
     def __call__(
         self, hidden: jax.Array, first: jax.Array, codes: jax.Array

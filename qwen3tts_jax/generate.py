@@ -68,20 +68,21 @@ class LanguageModel:
         return first + self.predictor.embed(codes[..., 1:])
 
     def embed_prompt(self, batch: dict) -> jax.Array:
-        """Float [B, P, D]: both tracks of a collated prompt added, zero at padding.
+        """Float [B, P, D] of text, codes, speaker and speaker_at as in `prompt.Batch`:
+        both tracks added, zero at padding."""
+        x = self.embed_tracks(batch["text"], batch["codes"])
+        here = jnp.arange(x.shape[1])[None] == batch["speaker_at"][:, None]
+        speaker = batch["speaker"].astype(x.dtype)[:, None]  # [B, 1, D]
+        return x + jnp.where(here[..., None], speaker, 0)
 
-        batch: text, codes, speaker and speaker_at as in `prompt.Batch`.
-        """
-        text, codes = batch["text"], batch["codes"]
+    def embed_tracks(self, text: jax.Array, codes: jax.Array) -> jax.Array:
+        """Float [B, P, D] of text int [B, P] and codes int [B, P, Q]; -1 is silent."""
         x = self.talker.embed_text(jnp.maximum(text, 0))
         x = jnp.where(text[..., None] >= 0, x, 0)
         first = self.talker.embed_codec(jnp.maximum(codes[..., 0], 0))
         x = x + jnp.where(codes[..., :1] >= 0, first, 0)
         rest = self.predictor.embed(jnp.maximum(codes[..., 1:], 0))
-        x = x + jnp.where(codes[..., 1:2] >= 0, rest, 0)
-        here = jnp.arange(text.shape[1])[None] == batch["speaker_at"][:, None]
-        speaker = batch["speaker"].astype(x.dtype)[:, None]  # [B, 1, D]
-        return x + jnp.where(here[..., None], speaker, 0)
+        return x + jnp.where(codes[..., 1:2] >= 0, rest, 0)
 
 
 @struct.dataclass

@@ -71,6 +71,15 @@ def leaf_path(key_path) -> str:
     return ".".join(names[:-1] if names[-1] == "value" else names)
 
 
+def with_leaves(module, values: Mapping):
+    """The module with some parameters replaced, path -> array; it is not changed."""
+    values = dict(values)
+    flat, tree = jax.tree_util.tree_flatten_with_path(module)
+    made = [values.pop(leaf_path(path), leaf) for path, leaf in flat]
+    assert not values, f"there are no parameters {sorted(values)}"
+    return jax.tree.unflatten(tree, made)
+
+
 def leaves(module, rules: Iterable[hf_keys.Rule]) -> list[Leaf]:
     """Every parameter of a module (or of its eval_shape) with its place in the file."""
     rules = list(rules)
@@ -155,6 +164,11 @@ def load(
             values = list(pool.map(read, plan[name], places))
             loaded[name] = jax.tree.unflatten(tree, values)
     return loaded
+
+
+def names(directory: Path) -> set[str]:
+    """The official names of all tensors in a directory; raises what `load` raises."""
+    return set(_index(Path(directory)))
 
 
 @dataclasses.dataclass(frozen=True)

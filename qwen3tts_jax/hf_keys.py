@@ -114,6 +114,15 @@ def talker_rules(config: configs.TalkerConfig) -> list[Rule]:
     ]
 
 
+def qwen3_text_rules(config: configs.TransformerConfig) -> list[Rule]:
+    """A Qwen3 text model, of which the talker can take the layers."""
+    return [
+        Rule("text_embedding.embedding", "model.embed_tokens.weight"),
+        *_linear("text_head", "lm_head"),
+        *_transformer("model", config),
+    ]
+
+
 def code_predictor_rules(config: configs.CodePredictorConfig) -> list[Rule]:
     """CodePredictor: every key under talker.code_predictor."""
     part = "talker.code_predictor"

@@ -19,8 +19,9 @@ import numpy as np
 import safetensors.numpy
 
 from qwen3tts_jax import config as configs
-from qwen3tts_jax import hf, model, released, speech_tokenizer, text
+from qwen3tts_jax import hf, model, released, speech_tokenizer, text, tiny
 
+SIZES = (*released.SIZES, "tiny")  # tiny: for tests and first steps
 DECODER_LEVEL_DECAY = 0.8  # width of a codebook relative to the one before
 ENCODER_SPREAD = 1.0  # of the encoder's codewords, which all see about as much
 EMPTY_CODEWORD = 7  # one entry without usage, so that its clamp matters
@@ -150,11 +151,18 @@ def _gain(key: str) -> float:
     return next((gain for pattern, gain in GAINS if re.search(pattern, key)), 1.0)
 
 
+def tts_config(size: str, variant: str) -> dict:
+    """config.json of a released or tiny checkpoint."""
+    if size == "tiny":
+        return tiny.tts_config(variant)
+    return released.tts_config(size, variant)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", choices=released.SIZES, default="0.6B")
+    parser.add_argument("--size", choices=SIZES, default="0.6B")
     parser.add_argument("--variant", choices=configs.VARIANTS, default="base")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
@@ -168,8 +176,10 @@ def main() -> None:
     try:
         write(
             args.out,
-            released.tts_config(args.size, args.variant),
-            released.tokenizer_12hz_config(),
+            tts_config(args.size, args.variant),
+            tiny.tokenizer_config()
+            if args.size == "tiny"
+            else released.tokenizer_12hz_config(),
             seed=args.seed,
             text_files=args.text_tokenizer,
         )

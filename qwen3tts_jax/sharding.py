@@ -16,6 +16,9 @@ from qwen3tts_jax import hf
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 
+ROWS = ("data", "fsdp")  # over which the rows of a batch are spread
+POSITIONS = "sequence"  # and the positions of a row
+
 RULES = (
     # column-parallel, then row-parallel: one reduction per branch
     (r"attention\.(query|key|value)\.kernel$", ("fsdp", "tensor")),
@@ -69,6 +72,12 @@ def named(module, mesh: Mesh):
         ),
         module,
     )
+
+
+def of_batch(mesh: Mesh, ndim: int, *, positions: bool = True) -> NamedSharding:
+    """Of an array [B, T, ...]; without positions the second axis stays whole."""
+    axes = (ROWS, POSITIONS if positions else None)
+    return NamedSharding(mesh, PartitionSpec(*axes[:ndim]))
 
 
 def spec(path: str, ndim: int) -> PartitionSpec:

@@ -1,5 +1,7 @@
 """config.json contents of tiny models: the released values, with smaller widths.
 
+For tests and first steps: everything runs, in seconds; nothing sounds.
+
 Each size keeps the relations between the released widths: at 0.6B the code predictor is
 as wide as the talker, at 1.7B it is narrower and the text embedding as wide as the
 talker.  Vocabularies, ids and sample rates are the real ones.

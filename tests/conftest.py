@@ -23,10 +23,30 @@ from qwen3tts_jax import text
 def pytest_configure(config) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
     # One cache for all tests: many compile the same programs.  Not the user's.
-    programs = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-    config.add_cleanup(programs.cleanup)
-    jax.config.update("jax_compilation_cache_dir", programs.name)
+    if not hasattr(config, "workerinput"):
+        programs = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        config.add_cleanup(programs.cleanup)
+        config.programs = programs.name
+    else:  # a process of pytest -n
+        config.programs = config.workerinput["programs"]
+    jax.config.update("jax_compilation_cache_dir", config.programs)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node) -> None:
+    node.workerinput["programs"] = node.config.programs
+
+
+def pytest_sessionfinish(session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["worst"] = parity.worst
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node) -> None:
+    for quantity, error in getattr(node, "workeroutput", {}).get("worst", {}).items():
+        parity.worst[quantity] = max(parity.worst.get(quantity, 0.0), error)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

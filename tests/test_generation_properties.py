@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from flax import nnx
 
-from qwen3tts_jax import code_predictor, generate, prompt, sampling, talker
+from qwen3tts_jax import code_predictor, generate, prompt, sampling, talker, tiny
 from qwen3tts_jax import config as configs
 
 CONFIG = configs.Qwen3TTSConfig.from_hf(tiny.tts_config("base"))

@@ -20,11 +20,10 @@ import numpy as np
 import parity
 import pytest
 import safetensors.numpy
-import tiny
 
 import qwen3tts_jax
 from qwen3tts_jax import config as configs
-from qwen3tts_jax import hf, model, random_checkpoint, released, speech_tokenizer
+from qwen3tts_jax import hf, model, random_checkpoint, released, speech_tokenizer, tiny
 
 MODEL_PARTS = ("talker", "code_predictor", "speaker_encoder")
 

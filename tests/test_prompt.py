@@ -3,10 +3,9 @@
 import numpy as np
 import parity
 import pytest
-import tiny
 
 from qwen3tts_jax import config as configs
-from qwen3tts_jax import prompt
+from qwen3tts_jax import prompt, tiny
 
 ROLE, TEXT = [1, 2, 3], [10, 11]
 PAD, BOS = 2148, 2149

@@ -15,11 +15,10 @@ import pkgutil
 import jax
 import jax.numpy as jnp
 import pytest
-import tiny
 from flax import errors, nnx
 
 import qwen3tts_jax
-from qwen3tts_jax import code_predictor, speaker_encoder, talker
+from qwen3tts_jax import code_predictor, speaker_encoder, talker, tiny
 from qwen3tts_jax import config as configs
 from qwen3tts_jax.nn import attention, conv, layers, quantizer, transformer
 from qwen3tts_jax.tokenizer_12hz import decoder as decoders

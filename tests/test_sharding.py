@@ -7,10 +7,9 @@ import sys
 
 import jax
 import pytest
-import tiny
 
 from qwen3tts_jax import config as configs
-from qwen3tts_jax import hf, model, released, sharding, speech_tokenizer
+from qwen3tts_jax import hf, model, released, sharding, speech_tokenizer, tiny
 
 
 def _leaves(parts):

@@ -5,11 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from flax import nnx
 
 from qwen3tts_jax import config as configs
-from qwen3tts_jax import speaker_encoder
+from qwen3tts_jax import speaker_encoder, tiny
 
 CONFIG = configs.Qwen3TTSConfig.from_hf(tiny.tts_config("base")).speaker_encoder
 LENGTHS = (40, 23, 5)  # 5: the shortest that the widest reflection allows

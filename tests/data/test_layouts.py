@@ -5,11 +5,10 @@ import itertools
 
 import numpy as np
 import pytest
-import tiny
 
 from data import keys, layouts, lengths
 from qwen3tts_jax import config as configs
-from qwen3tts_jax import prompt
+from qwen3tts_jax import prompt, tiny
 
 WORDS = "The ship left harbour at dawn and nobody on the pier waved goodbye".split()
 LANGUAGES = ("english", "", "dutch", "chinese")  # no tag for the two in the middle

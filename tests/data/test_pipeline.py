@@ -9,11 +9,10 @@ import shutil
 
 import numpy as np
 import pytest
-import tiny
 
 from data import index, layouts, pipeline, plan, records, stages
 from qwen3tts_jax import config as configs
-from qwen3tts_jax import prompt, released, text
+from qwen3tts_jax import prompt, released, text, tiny
 from qwen3tts_jax.training import packing
 
 CODEC = "0123456789abcdef"

@@ -11,11 +11,10 @@ import sys
 import jax
 import numpy as np
 import pytest
-import tiny
 from flax import nnx
 
 from eval import our_speed, speed, speed_report, stream_speed, weight_agreement
-from qwen3tts_jax import code_predictor, generate, prompt, talker
+from qwen3tts_jax import code_predictor, generate, prompt, talker, tiny
 from qwen3tts_jax import config as configs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -26,9 +26,7 @@ import safetensors.numpy
 
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
 
-import tiny
-
-from qwen3tts_jax import random_checkpoint
+from qwen3tts_jax import random_checkpoint, tiny
 
 HERE = pathlib.Path(__file__).parent
 RECORDING = HERE.parent / "recordings" / "allison_en.flac"

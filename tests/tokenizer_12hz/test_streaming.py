@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from flax import nnx
 
 from qwen3tts_jax import config as configs
-from qwen3tts_jax import speech_tokenizer
+from qwen3tts_jax import speech_tokenizer, tiny
 from qwen3tts_jax.nn import attention
 from qwen3tts_jax.tokenizer_12hz import decoder as decoders
 

@@ -2,6 +2,7 @@
 
 import inputs
 import jax
+import jax.numpy as jnp
 import numpy as np
 import parity
 
@@ -54,3 +55,48 @@ def test_losses_of_a_ragged_batch_are_means_over_its_rows(golden):
     parity.assert_close("losses", made.cross_entropy, theirs, LOSS_CLOSE, scale=1)
     theirs = np.mean([golden.arrays[f"{key}/loss_0_with_eos"] for key in keys])
     parity.assert_close("losses", made.first_with_eos, theirs, LOSS_CLOSE, scale=1)
+
+
+# ------------------------------------------------- faults of the official script
+
+
+def wrong_losses(golden, name) -> dict[str, np.ndarray]:
+    """Cross-entropies by codebook as the official fine-tuning script aligns them.
+
+    QwenLM/Qwen3-TTS issues 179 and 371: labels one frame late, predictor labels one
+    codebook late, a hidden state that has read its frame.
+    """
+    codes = inputs.training_codes(golden.seed)[None].astype(np.int32)
+    (utterance,) = golden.utterances(name)
+    batch = parity.fields(
+        prompt.collate(
+            golden.model.config, [utterance.prompt], length=LENGTH, trailing=TRAILING
+        )
+    )
+    lm = golden.model.language_model
+    hidden = losses._hidden(lm, batch, jnp.asarray(codes))
+    first = losses.cross_entropy(lm.talker.logits(hidden[:, :-2]), codes[:, 1:, 0])
+    rest = losses._predictor_logits(lm, hidden[:, :-1], codes)
+    late = losses.cross_entropy(rest[:, :, :-1], codes[..., 2:])
+    leaked = losses._predictor_logits(lm, hidden[:, 1:], codes)
+    leaked = losses.cross_entropy(leaked, codes[..., 1:])
+    return dict(
+        frame_late=first.mean(axis=(0, 1))[None],
+        codebook_late=late.mean(axis=(0, 1)),
+        hidden_leaked=leaked.mean(axis=(0, 1)),
+    )
+
+
+@parity.over("training")
+def test_the_wrong_alignments_of_the_official_script_are_told_apart(golden):
+    for name in cases(golden):
+        right = golden.arrays[f"training/{name}/losses"]
+        wrong = wrong_losses(golden, name)
+        expected = dict(
+            frame_late=right[:1],
+            codebook_late=right[2:],  # the head that scores it in truth
+            hidden_leaked=right[1:],
+        )
+        for fault, value in wrong.items():
+            apart = np.abs(np.asarray(value) - expected[fault]).max()
+            assert apart > 100 * LOSS_CLOSE, (name, fault)

@@ -1,0 +1,91 @@
+"""Pretraining of talker and code predictor in three stages (arXiv 2601.15621, 3.2).
+
+Command   python train.py --config configs/pretrain.py:stage=s1,size=0.6B \\
+              --config.model.source=CHECKPOINT --config.data.corpus=CORPUS --workdir=RUN
+          then stage=s2 with --config.model.hand_over=RUN of s1, then stage=s3.
+          CHECKPOINT gives the text tokenizer and the codec (it may be a random one);
+          size=tiny goes through all stages in minutes on two CPU cores.
+Hardware  0.6B and 1.7B: 64 chips of 16 GB and more (see --compile_only); tiny: a CPU.
+Time      derived, not measured, for 5 million hours (225 G frames) at an MFU of 40 %:
+          1.7B 3,030 H100-hours (1,850 with predictor_fraction=1/16); 0.6B 1,780 (630).
+Metric    nothing was pretrained at full size yet.  At step 0 every codebook stands near
+          its uniform cross-entropy, ln 3072 = 8.03 and ln 2048 = 7.62 nats.
+
+The paper names the stages, their lengths and that S2 takes stratified quality and S3
+more long speech; every other number here is ours, from open recipes: AdamW
+(0.9, 0.95), weight decay 0.1, cosine to a tenth as Qwen3-style pretraining does.
+"""
+
+from configs import base
+
+HIGH = ("high",)
+LONG = 60.0  # seconds: "long speech" of stage 3
+ANY = ((), (), 0.0, float("inf"))
+
+STAGES = dict(
+    # general: everything, as it comes
+    s1=dict(length=8192, steps=150_000, peak=3e-4, warmup=2000, pools=((1.0, *ANY),)),
+    # high quality: the decay of the learning rate falls on clean data
+    s2=dict(
+        length=8192,
+        steps=30_000,
+        peak=1e-4,
+        warmup=500,
+        schedule="linear",
+        pools=((1.0, (), HIGH, 0.0, float("inf")),),
+    ),
+    # long context: half of all positions from recordings of a minute and more
+    s3=dict(
+        length=32768,
+        steps=10_000,
+        peak=3e-5,
+        warmup=200,
+        pools=(
+            (0.5, (), HIGH, LONG, float("inf")),
+            (0.5, (), HIGH, 0.0, LONG),
+        ),
+    ),
+)
+# positions in a step stay the same from stage to stage: 2.1 M
+ROWS = dict(s1=256, s2=256, s3=64)
+
+TINY_LENGTH = dict(s1=512, s2=512, s3=2048)
+TINY_ROWS = dict(s1=4, s2=4, s3=1)
+TINY_LONG = 3.0  # seconds: the recordings at hand are short
+
+
+def get_config(text: str = ""):
+    """text: "stage=s1|s2|s3,size=0.6B|1.7B|tiny"."""
+    chosen = base.parse(text, stage=tuple(STAGES), size=("0.6B", "1.7B", "tiny"))
+    stage, size = chosen["stage"], chosen["size"]
+    config, values = base.get_config(), dict(STAGES[stage])
+    config.name, config.model.size = stage, size
+    config.length, config.rows = values.pop("length"), ROWS[stage]
+    config.data.pools = values.pop("pools")
+    config.optimizer.update(values)
+    if stage == "s3":
+        config.compute.mesh.sequence = 4
+    if size == "tiny":
+        _shrink(config, stage)
+    return config
+
+
+def _shrink(config, stage: str) -> None:
+    """Small enough for two CPU cores and a thousand short recordings."""
+    config.length, config.rows = TINY_LENGTH[stage], TINY_ROWS[stage]
+    config.optimizer.update(steps=120, warmup=10, peak=3e-3 if stage == "s1" else 1e-3)
+    config.compute.update(dtype="float32", remat="none")
+    # scores of 15 x 2,048 codes for every frame are most of a small model's work
+    config.loss.predictor_fraction = 1 / 8
+    config.compute.mesh.sequence = 1
+    config.update(log_every=10, save_every=60)
+    config.data.workers = 0
+    if stage != "s1":
+        # the plain preparation has no scorers, so that its best tier is the middle one
+        good = ("medium", "high")
+        config.data.pools = ((1.0, (), good, 0.0, float("inf")),)
+    if stage == "s3":
+        config.data.pools = (
+            (0.5, (), good, TINY_LONG, float("inf")),
+            (0.5, (), good, 0.0, TINY_LONG),
+        )

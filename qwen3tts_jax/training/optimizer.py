@@ -1,0 +1,109 @@
+"""AdamW, its schedule, and which parameters it may touch.
+
+Every number is a choice of this project: the paper names none (arXiv 2601.15621).
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable
+
+import jax
+import optax
+
+NO_DECAY = r"\.(scale|bias)$"  # norms and biases
+SCHEDULES = ("cosine", "linear", "constant")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW with warm-up.
+
+    Attributes:
+        steps: of the whole stage, warm-up included.
+        peak: learning rate after the warm-up.
+        warmup: steps from 0 to the peak.
+        schedule: cosine | linear (down to `final`) | constant.
+        final: of the peak, at the last step.
+        b1, b2, eps, weight_decay: of AdamW; norms and biases do not decay.
+        clip: largest global norm of the gradient.
+        ema: decay of the averaged parameters; 0 keeps none.
+        freeze: patterns over parameter paths that stay as they are.
+    """
+
+    steps: int
+    peak: float
+    warmup: int = 0
+    schedule: str = "cosine"
+    final: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    ema: float = 0.0
+    freeze: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"got schedule {self.schedule!r}, expected one of "
+                f"{', '.join(SCHEDULES)}"
+            )
+        if not 0 <= self.warmup < self.steps:
+            raise ValueError(
+                f"got warmup {self.warmup} of {self.steps} steps, expected 0 or more "
+                "and fewer than the steps"
+            )
+
+    def learning_rate(self) -> optax.Schedule:
+        """int32 [] step -> float32 []."""
+        down = max(self.steps - self.warmup - 1, 1)  # the last step is steps - 1
+        after = {
+            "cosine": optax.cosine_decay_schedule(self.peak, down, alpha=self.final),
+            "linear": optax.linear_schedule(self.peak, self.final * self.peak, down),
+            "constant": optax.constant_schedule(self.peak),
+        }[self.schedule]
+        if not self.warmup:
+            return after
+        # step 0 moves already: its rate is one part of the warm-up
+        up = optax.linear_schedule(self.peak / self.warmup, self.peak, self.warmup)
+        return optax.join_schedules([up, after], [self.warmup])
+
+    def transform(self) -> optax.GradientTransformation:
+        """AdamW over a dict path -> array, all but its learning rate.
+
+        Its updates count -learning_rate(step): which step it is, the state says, so
+        that a stage that takes moments over begins its own schedule.
+        """
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip),
+            optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps),
+            optax.add_decayed_weights(
+                self.weight_decay,
+                mask=lambda params: {p: not re.search(NO_DECAY, p) for p in params},
+            ),
+        )
+
+    def trainable(self, paths: Iterable[str]) -> tuple[str, ...]:
+        """The paths that no pattern of `freeze` finds.
+
+        Raises: ValueError for a pattern that finds none of the paths.
+        """
+        paths = tuple(paths)
+        idle = [f for f in self.freeze if not any(re.search(f, p) for p in paths)]
+        if idle:
+            raise ValueError(
+                f"got freeze {', '.join(map(repr, idle))}, which no parameter matches; "
+                f"paths look like {paths[0]!r}"
+            )
+        free = [p for p in paths if not any(re.search(f, p) for f in self.freeze)]
+        if not free:
+            raise ValueError(
+                f"got freeze {self.freeze}, which leaves nothing to train; drop one"
+            )
+        return tuple(free)
+
+
+def average(ema: dict, params: dict, decay: float) -> dict:
+    """decay * ema + (1 - decay) * params, leaf by leaf."""
+    return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
