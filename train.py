@@ -90,7 +90,8 @@ def train(config, recipe, data) -> None:
             state = build.begin(config, run)
         step = int(state.step)
         held_out = data.held_out if config.data.held_out else None
-        run.run(state, data.batches(step), held_out)
+        with contextlib.closing(data.batches(step)) as batches:
+            run.run(state, batches, held_out)
     checkpoints.close()
 
 

@@ -1,5 +1,6 @@
 """A training configuration -> the objects of the library and of the data path."""
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -175,8 +176,9 @@ class Data:
         """From batch `first` on, this process's rows of each."""
         made = self._batches(self.plan, self.config.optimizer.steps)
         loader = pipeline.loader(made, first, workers=self.config.data.workers)
-        for _, arrays in loader:
-            yield arrays
+        with contextlib.closing(loader):
+            for _, arrays in loader:
+                yield arrays
 
     def held_out(self) -> Iterator[dict]:
         """The first batches of the held-out corpus; none without one."""
@@ -184,8 +186,9 @@ class Data:
             return
         found = self._plan(self.config.data.held_out, "held_out")
         made = self._batches(found, self.config.data.held_out_batches)
-        for _, arrays in pipeline.loader(made):
-            yield arrays
+        with contextlib.closing(pipeline.loader(made)) as loader:
+            for _, arrays in loader:
+                yield arrays
 
     def _batches(self, found: plan.Plan, steps: int) -> pipeline.Batches:
         return pipeline.Batches(
@@ -298,8 +301,9 @@ def begin(config, run: trainer.Trainer) -> states.TrainState:
         )
     state, _, step = trainer.read_state(earlier, recipe)
     run.say(f"took everything of step {step} of {wanted.hand_over}")
-    # this stage counts its own steps; the moments go on
-    return state.replace(step=jnp.zeros_like(state.step))
+    # this stage counts its own steps; moments and averages go on
+    moments = optimizer.restart(state.optimizer)
+    return state.replace(step=jnp.zeros_like(state.step), optimizer=moments)
 
 
 def first_parts(
@@ -379,6 +383,7 @@ def describe(config, trained: states.Recipe, data: Data) -> str:
         f"parameters: {count:,}, of which {sum(leaves[p].size for p in moved):,} are "
         "trained",
         f"state: {_bytes_per_device(abstract) / 2**30:.3f} GiB a device",
+        *_placements(abstract.params | abstract.adapters),
         f"positions a step: {config.rows * config.length:,}, "
         f"{used:.1%} of them used in the first batch",
         f"corpus: {data.plan.index.rows.sum():,} utterances, "
@@ -387,6 +392,14 @@ def describe(config, trained: states.Recipe, data: Data) -> str:
         packing.describe(trained.config, data.tokenizer, batch, 0),
     ]
     return "\n".join(lines)
+
+
+def _placements(params: dict) -> list[str]:
+    """A line for each parameter: path, shape, and the mesh axes that cut it."""
+    return [
+        f"  {path} {tuple(leaf.shape)} {tuple(leaf.sharding.spec) or 'whole'}"
+        for path, leaf in params.items()
+    ]
 
 
 def _bytes_per_device(abstract) -> int:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 
 import jax
+import jax.numpy as jnp
 import optax
 
 NO_DECAY = r"\.(scale|bias)$"  # norms and biases
@@ -102,6 +103,18 @@ class Optimizer:
                 f"got freeze {self.freeze}, which leaves nothing to train; drop one"
             )
         return tuple(free)
+
+
+def restart(state: optax.OptState) -> optax.OptState:
+    """The same moments, at the first step of the schedule."""
+
+    def is_schedule(x) -> bool:
+        return isinstance(x, optax.ScaleByScheduleState)
+
+    def first(x):
+        return x._replace(count=jnp.zeros_like(x.count)) if is_schedule(x) else x
+
+    return jax.tree.map(first, state, is_leaf=is_schedule)
 
 
 def average(ema: dict, params: dict, decay: float) -> dict:

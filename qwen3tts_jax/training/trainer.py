@@ -132,6 +132,7 @@ class Trainer:
                     pending = None
                     self._save(state, step, held_out)
                 if stop:
+                    self._tell_if_early(step)
                     break
         self.checkpoints.wait()
         return state
@@ -227,6 +228,10 @@ class Trainer:
         if jax.process_count() == 1:
             return self._told
         return multihost_utils.reached_preemption_sync_point(step)
+
+    def _tell_if_early(self, step: int) -> None:
+        if step < self.schedule.steps:
+            self.say(f"told to stop: saved step {step}; the same command goes on")
 
     def _trace(self, step: int | None) -> None:
         """Begin or end the profile; step: of this run, None at the end."""
