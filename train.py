@@ -95,6 +95,15 @@ def train(config, recipe, data) -> None:
     checkpoints.close()
 
 
+def parse(argv: list[str]) -> list[str]:
+    """The flags; a field that the configuration does not have is told in one line."""
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError) as error:  # one inside the other, or alone
+        said = str(getattr(error.args[0], "args", error.args)[0]).replace("\n", ". ")
+        sys.exit(f"train.py: no field of the configuration is {said}")
+
+
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse)

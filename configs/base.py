@@ -4,7 +4,21 @@
 changes any of them, and an unknown one is refused.  `build.py` turns it into objects.
 """
 
+import functools
+
 import ml_collections
+
+CHOICES = {
+    "data.voice_from": ("mel", "x_vector"),
+    "compute.dtype": ("bfloat16", "float32"),
+    "model.start": ("random", "weights", "qwen3"),
+    "model.take": ("params", "all"),
+}
+# one of each at least
+COUNTS = (
+    *("length", "rows", "accumulate", "log_every", "save_every", "keep_last"),
+    *("data.rounds", "data.block_shards", "optimizer.steps", "loss.predictor_chunk"),
+)
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -91,8 +105,26 @@ def get_config() -> ml_collections.ConfigDict:
     return config.lock()
 
 
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises: ValueError that names every value which nothing else would refuse."""
+    names = (*CHOICES, *COUNTS)
+    values = {
+        name: functools.reduce(getattr, name.split("."), config) for name in names
+    }
+    problems = [
+        f"{key} {values[key]!r}, expected {' or '.join(allowed)}"
+        for key, allowed in CHOICES.items()
+        if values[key] not in allowed
+    ]
+    problems += [
+        f"{key} {values[key]}, expected 1 or more" for key in COUNTS if values[key] < 1
+    ]
+    if problems:
+        raise ValueError(f"got config.{'; config.'.join(problems)}")
+
+
 def parse(text: str, **choices: tuple[str, ...]) -> dict[str, str]:
-    """ "stage=s1,size=tiny" -> dict; the first choice of each is its default.
+    """What stands after the colon, as stage=s1,size=tiny; first choices are defaults.
 
     Raises: ValueError for an unknown name or value.
     """

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from configs import base
 from data import index as indices
 from data import layouts, pipeline, plan, speakers
 from qwen3tts_jax import (
@@ -83,7 +84,8 @@ def source(config) -> Path:
 
 
 def recipe(config, mesh) -> states.Recipe:
-    """All that is static in a step."""
+    """All that is static in a step.  Raises: ValueError as `base.check`."""
+    base.check(config)
     compute, lora_ = config.compute, config.lora
     attention = compute.attention
     if attention == "auto":
@@ -295,15 +297,10 @@ def begin(config, run: trainer.Trainer) -> states.TrainState:
         params, step = trainer.read_params(earlier, recipe)
         run.say(f"took the parameters of step {step} of {wanted.hand_over}")
         return run.fresh(params, state_key)
-    if wanted.take != "all":
-        raise ValueError(
-            f"got config.model.take {wanted.take!r}, expected params or all"
-        )
     state, _, step = trainer.read_state(earlier, recipe)
     run.say(f"took everything of step {step} of {wanted.hand_over}")
     # this stage counts its own steps; moments and averages go on
-    moments = optimizer.restart(state.optimizer)
-    return state.replace(step=jnp.zeros_like(state.step), optimizer=moments)
+    return state.replace(step=jnp.zeros_like(state.step))
 
 
 def first_parts(
@@ -315,10 +312,6 @@ def first_parts(
         folder = source(config)
         parts = start.from_official(folder, recipe.config, recipe.mesh)
         return parts, [f"took the weights of {folder}"]
-    if kind not in ("random", "qwen3"):
-        raise ValueError(
-            f"got config.model.start {kind!r}, expected random, weights or qwen3"
-        )
     parts = model_parts.init(recipe.config, key, recipe.mesh)
     if kind == "random":
         return parts, ["starting from random weights"]

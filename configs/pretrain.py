@@ -73,7 +73,8 @@ def get_config(text: str = ""):
 def _shrink(config, stage: str) -> None:
     """Small enough for two CPU cores and a thousand short recordings."""
     config.length, config.rows = TINY_LENGTH[stage], TINY_ROWS[stage]
-    config.optimizer.update(steps=120, warmup=10, peak=3e-3 if stage == "s1" else 1e-3)
+    steps, peak = (120, 3e-3) if stage == "s1" else (60, 1e-3)
+    config.optimizer.update(steps=steps, warmup=10, peak=peak)
     config.compute.update(dtype="float32", remat="none")
     # scores of 15 x 2,048 codes for every frame are most of a small model's work
     config.loss.predictor_fraction = 1 / 8

@@ -43,6 +43,21 @@ class Meter:
         self._mark, self._waited = now, 0.0
         self._figures.append(figures)
 
+    def kept(self) -> dict:
+        """JSON of what a job that goes on later has to know; see `go_on`."""
+        figures = [
+            {k: np.asarray(v).tolist() for k, v in f.items()} for f in self._figures
+        ]
+        return dict(began=self.began, productive=self.productive, figures=figures)
+
+    def go_on(self, kept: dict) -> None:
+        """Go on where a run of the same job stopped: in the same report, too."""
+        self.began, self.productive = kept["began"], kept["productive"]
+        self._figures = [
+            {name: np.float32(value) for name, value in figures.items()}
+            for figures in kept["figures"]
+        ]
+
     def pause(self) -> None:
         """What came since the last step was no step."""
         self._mark = time.perf_counter()

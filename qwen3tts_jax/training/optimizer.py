@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable
 
 import jax
-import jax.numpy as jnp
 import optax
 
 NO_DECAY = r"\.(scale|bias)$"  # norms and biases
@@ -49,6 +48,11 @@ class Optimizer:
             raise ValueError(
                 f"got schedule {self.schedule!r}, expected one of "
                 f"{', '.join(SCHEDULES)}"
+            )
+        if self.peak <= 0 or self.clip <= 0:
+            raise ValueError(
+                f"got peak {self.peak} and clip {self.clip}, expected both above 0: "
+                "else nothing is learnt"
             )
         if not 0 <= self.warmup < self.steps:
             raise ValueError(
@@ -103,18 +107,6 @@ class Optimizer:
                 f"got freeze {self.freeze}, which leaves nothing to train; drop one"
             )
         return tuple(free)
-
-
-def restart(state: optax.OptState) -> optax.OptState:
-    """The same moments, at the first step of the schedule."""
-
-    def is_schedule(x) -> bool:
-        return isinstance(x, optax.ScaleByScheduleState)
-
-    def first(x):
-        return x._replace(count=jnp.zeros_like(x.count)) if is_schedule(x) else x
-
-    return jax.tree.map(first, state, is_leaf=is_schedule)
 
 
 def average(ema: dict, params: dict, decay: float) -> dict:

@@ -1,5 +1,7 @@
 """Parts: everything of a TTS checkpoint that training changes, as one tree."""
 
+import functools
+
 import jax
 from flax import nnx, struct
 from jax.sharding import Mesh
@@ -34,6 +36,7 @@ def init(
     return build(key)
 
 
+@functools.cache
 def abstract(config: configs.Qwen3TTSConfig) -> Parts:
     """The shapes of the parts, nothing allocated."""
     return jax.eval_shape(lambda: _build(config, jax.random.key(0)))

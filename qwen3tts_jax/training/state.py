@@ -57,7 +57,7 @@ class Recipe:
         optimizer, packing, adapters: settings; adapters None for full training.
         dtype: of the computation; master weights are float32.
         accumulate: parts into which the rows of a step are cut, one after the other.
-        mesh: the devices; None for one.
+        mesh: the devices; None for one (`compiled` and `shardings` need a mesh).
     """
 
     config: configs.Qwen3TTSConfig
@@ -67,6 +67,13 @@ class Recipe:
     dtype: str = "bfloat16"
     accumulate: int = 1
     mesh: Mesh | None = None
+
+    def __post_init__(self):
+        if self.adapters is not None and self.optimizer.freeze:
+            raise ValueError(
+                f"got freeze {self.optimizer.freeze} with LoRA, expected none: adapters "
+                "alone are trained; choose them by the LoRA targets"
+            )
 
     @property
     def gather(self) -> fsdp.Gather:

@@ -95,7 +95,7 @@ class Trainer:
                 "on with the same data, or start in another directory from its "
                 "parameters"
             )
-        self.meter.began, self.meter.productive = data["began"], data["productive"]
+        self.meter.go_on(data["meter"])
         self.say(f"going on after step {step}")
         return state
 
@@ -134,7 +134,6 @@ class Trainer:
                 if stop:
                     self._tell_if_early(step)
                     break
-        self.checkpoints.wait()
         return state
 
     def _next(self, batches: Iterator[dict]) -> dict:
@@ -180,12 +179,7 @@ class Trainer:
     def _save(self, state, step: int, held_out) -> None:
         """Save a state whose figures have been seen."""
         metric = self._look(state, step, held_out) if held_out else None
-        data = dict(
-            position=self.position,
-            next_batch=step,
-            began=self.meter.began,
-            productive=self.meter.productive,
-        )
+        data = dict(position=self.position, next_batch=step, meter=self.meter.kept())
         self.checkpoints.save(step, _items(state), data=data, metric=metric)
         self.meter.pause()
 
@@ -208,18 +202,17 @@ class Trainer:
 
     @contextlib.contextmanager
     def _running(self):
-        """SIGTERM is heard, traces and logs are closed, however the loop ends."""
-        alone = jax.process_count() == 1
-        # with many processes JAX's own handler tells all of them the same last step
-        before = signal.signal(signal.SIGTERM, self._hear) if alone else None
-        try:
-            yield
-        finally:
-            if alone:
-                signal.signal(signal.SIGTERM, before)
-            self._trace(None)
+        """SIGTERM is heard; saves end, traces and logs are closed, however it ends."""
+        with contextlib.ExitStack() as last:  # the last one first
+            # with many processes JAX's own handler tells all of them the same last step
+            if jax.process_count() == 1:
+                before = signal.signal(signal.SIGTERM, self._hear)
+                last.callback(signal.signal, signal.SIGTERM, before)
             if self._log:
-                self._log.close()
+                last.callback(self._log.close)
+            last.callback(self._trace, None)
+            last.callback(self.checkpoints.wait)
+            yield
 
     def _hear(self, number, frame) -> None:
         self._told = True

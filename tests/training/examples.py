@@ -1,6 +1,9 @@
 """Packed rows of made-up utterances, and a recipe to train on them."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from qwen3tts_jax import config as configs
@@ -9,21 +12,43 @@ from qwen3tts_jax.training import losses, optimizer, packing
 from qwen3tts_jax.training import parts as model_parts
 from qwen3tts_jax.training import state as states
 
-CONFIG = configs.Qwen3TTSConfig.from_hf(tiny.tts_config("base"))
+WHOLE = configs.Qwen3TTSConfig.from_hf(tiny.tts_config("base"))
+CODES = 64  # of codebooks 1..15, instead of 2048: scoring them is most of the work
+CONFIG = dataclasses.replace(
+    WHOLE,
+    speaker_encoder=None,  # voices are x-vectors
+    code_predictor=dataclasses.replace(WHOLE.code_predictor, vocab_size=CODES),
+)
 ROLE = [151644, 77091, 198]  # <|im_start|> assistant \n
-LENGTH = 128  # positions a row
+LENGTH = 96  # positions a row
 
 
-def examples(count: int, *, seed: int = 0, frames=(8, 24)) -> list[packing.Example]:
+def compiler(level: int) -> dict[str, int | bool]:
+    """XLA options for programs that run few times (0) or some dozens of times (1):
+    compiling them is what takes the time, a sixth or a third of it with these."""
+    options = {"xla_backend_optimization_level": level}
+    if jax.__version_info__ < (0, 11):  # later ones have no such option
+        options["xla_cpu_use_fusion_emitters"] = False
+    return options
+
+
+QUICK = compiler(0)
+
+
+def examples(count: int, *, seed: int = 0, frames=(5, 13)) -> list[packing.Example]:
     """Utterances with random texts, codes and x-vectors, in all layouts in turn."""
     rng = np.random.default_rng(seed)
     made = []
     for i in range(count):
-        codes = rng.integers(0, 2048, (int(rng.integers(*frames)), 16))
+        size = int(rng.integers(*frames))
+        first, rest = (
+            rng.integers(0, 2048, (size, 1)),
+            rng.integers(0, CODES, (size, 15)),
+        )
         made.append(
             packing.example(
                 CONFIG,
-                codes.astype(np.uint16),
+                np.concatenate([first, rest], axis=1).astype(np.uint16),
                 role=ROLE,
                 text=rng.integers(0, 150_000, 6).tolist(),
                 language=("english", "auto")[i % 3 == 2],
@@ -34,25 +59,42 @@ def examples(count: int, *, seed: int = 0, frames=(8, 24)) -> list[packing.Examp
     return made
 
 
-def batch(rows: int, *, each: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
-    """`rows` packed rows of `each` utterances."""
-    all_ = examples(rows * each, seed=seed)
+def pack(rows: list[list[packing.Example]], *, voices: int = 3) -> dict:
+    """Rows of utterances as arrays."""
+    return packing.pack(CONFIG, rows, packing.Shape(LENGTH, voices=voices))
+
+
+def batch(rows: int, *, each: int = 3, **settings) -> dict[str, np.ndarray]:
+    """`rows` packed rows of `each` utterances; settings of `examples`."""
+    all_ = examples(rows * each, **settings)
     cut = [all_[i * each : (i + 1) * each] for i in range(rows)]
-    return packing.pack(CONFIG, cut, packing.Shape(LENGTH, voices=each))
+    return pack(cut, voices=each)
 
 
-def recipe(*, steps: int = 40, peak: float = 3e-3, **settings) -> states.Recipe:
+def recipe(
+    config: configs.Qwen3TTSConfig = CONFIG,
+    *,
+    steps: int = 40,
+    peak: float = 3e-3,
+    **settings,
+) -> states.Recipe:
     """Float32; settings of the recipe, of `optimizer` or of `packing` by name."""
     of_optimizer = settings.pop("optimizer", {})
     of_packing = settings.pop("packing", {})
     return states.Recipe(
-        CONFIG,
+        config,
         optimizer.Optimizer(steps=steps, peak=peak, **of_optimizer),
         losses.Packing(**of_packing),
-        dtype="float32",
-        **settings,
+        **dict(dtype="float32") | settings,
     )
 
 
-def params(seed: int = 0) -> dict[str, jax.Array]:
-    return states.flatten(model_parts.init(CONFIG, jax.random.key(seed)))
+def params(config: configs.Qwen3TTSConfig = CONFIG) -> dict[str, jax.Array]:
+    """path -> random float32 array; drawn by numpy, which needs no compiling."""
+    draw = np.random.default_rng(0)
+    return {
+        path: jnp.ones(x.shape)
+        if path.endswith(".scale")
+        else jnp.asarray(0.02 * draw.standard_normal(x.shape, np.float32))
+        for path, x in states.flatten(model_parts.abstract(config)).items()
+    }

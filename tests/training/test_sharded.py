@@ -1,0 +1,66 @@
+"""The same training on every mesh, each parameter where its rule says."""
+
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import examples
+import numpy as np
+
+from qwen3tts_jax import sharding
+from qwen3tts_jax.training import state as states
+
+CLOSE = 1e-5  # nats; other meshes add float32 numbers in another order
+LARGE = 1024  # numbers of a parameter that must be cut
+DEVICES = dict(  # mesh -> devices along the axes that cut parameters
+    one={},
+    data={},
+    fsdp=dict(fsdp=8),
+    fsdp_tensor=dict(fsdp=4, tensor=2),
+    fsdp_sequence=dict(fsdp=4),
+)
+
+
+@functools.cache
+def runs() -> dict[str, dict]:
+    """mesh -> what run_sharded.py says of it: losses, and how each parameter is cut."""
+    flags = {"xla_force_host_platform_device_count": 8} | examples.QUICK
+    env = os.environ | {
+        "XLA_FLAGS": " ".join(f"--{k}={str(v).lower()}" for k, v in flags.items()),
+        # threads: with fewer than devices, two collectives can wait for each other
+        "NPROC": "32",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    program = pathlib.Path(__file__).with_name("run_sharded.py")
+    done = subprocess.run(
+        [sys.executable, program], env=env, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    lines = map(json.loads, done.stdout.splitlines())
+    return {line["mesh"]: line for line in lines}
+
+
+def test_every_mesh_has_the_same_losses():
+    assert set(runs()) == set(DEVICES)
+    right = runs()["one"]["losses"]
+    assert right[1] < right[0]
+    for name, run in runs().items():
+        np.testing.assert_allclose(
+            run["losses"], right, rtol=0, atol=CLOSE, err_msg=name
+        )
+
+
+def test_parameters_are_cut_as_the_rules_say():
+    leaves = states.flatten(examples.recipe().abstract_parts())
+    for path, leaf in leaves.items():
+        # rules are over paths inside a part
+        axes = list(sharding.spec(path.partition(".")[2], leaf.ndim))
+        assert leaf.size < LARGE or {"fsdp", "tensor"} <= set(axes), path
+        axes += [None] * (leaf.ndim - len(axes))
+        for name, devices in DEVICES.items():
+            expected = [devices.get(axis, 1) for axis in axes]
+            assert runs()[name]["cut"][path] == expected, (name, path)
