@@ -71,8 +71,8 @@ class Recipe:
     def __post_init__(self):
         if self.adapters is not None and self.optimizer.freeze:
             raise ValueError(
-                f"got freeze {self.optimizer.freeze} with LoRA, expected none: adapters "
-                "alone are trained; choose them by the LoRA targets"
+                f"got freeze {self.optimizer.freeze} with LoRA, expected none: only "
+                "adapters are trained; choose them by the LoRA targets"
             )
 
     @property

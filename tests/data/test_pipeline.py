@@ -2,11 +2,11 @@
 
 import dataclasses
 import functools
-import json
 import multiprocessing
 import pickle
 import shutil
 
+import corpora
 import numpy as np
 import pytest
 
@@ -15,42 +15,13 @@ from qwen3tts_jax import config as configs
 from qwen3tts_jax import prompt, released, text, tiny
 from qwen3tts_jax.training import packing
 
-CODEC = "0123456789abcdef"
-SHARDS, ROWS = 5, 24
-LENGTH, DIM, STEPS = 160, 64, 6
+CODEC, SHARDS, ROWS, DIM = corpora.CODEC, corpora.SHARDS, corpora.ROWS, corpora.DIM
+LENGTH, STEPS = 160, 6
 SHAPE = packing.Shape(length=LENGTH, voices=20)
-WORDS = "The ship left harbour at dawn and nobody on the pier waved goodbye".split()
-LANGUAGES = ("english", "chinese", "czech", "")
-
-
-def record(shard: int, row: int) -> records.Record:
-    rng = np.random.default_rng([shard, row])
-    said = " ".join(rng.choice(WORDS, rng.integers(1, 12)))
-    frames = int(rng.integers(4, 50))
-    return records.Record(
-        id=f"{shard}/{row}",
-        text=f"{said} {shard}, {row}.",
-        language=LANGUAGES[row % len(LANGUAGES)],
-        speaker=f"voice {shard} {row % 5}",
-        tier="medium",
-        source="test",
-        seconds=frames / 12.5,
-        codes=rng.integers(0, 2048, (frames, 16), np.uint16),
-        instruct="Speak calmly." if row % 3 == 0 else "",
-        mel=rng.normal(size=(20 + row, 128)).astype(np.float16),
-        x_vector=rng.normal(size=DIM).astype(np.float16),
-    )
-
-
-def write_shard(corpus, shard: int, rows: list[bytes]) -> None:
-    name = f"shard-{shard:05d}"
-    records.write_shard(corpus / (name + records.SUFFIX), rows)
-    facts = dict(schema=1, codec=CODEC, codebooks=16, rows=len(rows))
-    (corpus / (name + ".json")).write_text(json.dumps(facts))
 
 
 def encoded(shard: int, **changes) -> list[bytes]:
-    made = (record(shard, row) for row in range(ROWS))
+    made = (corpora.record(shard, row) for row in range(ROWS))
     return [
         records.encode(dataclasses.replace(one, **changes), codec=CODEC) for one in made
     ]
@@ -59,9 +30,7 @@ def encoded(shard: int, **changes) -> list[bytes]:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory, tokenizer):
     out = tmp_path_factory.mktemp("corpus")
-    for shard in range(SHARDS):
-        write_shard(out, shard, encoded(shard))
-    index.build(out, tokenizer, log=lambda line: None)
+    corpora.write(out, tokenizer)
     return out
 
 
@@ -130,8 +99,8 @@ def name_of(item, made: plan.Plan) -> str:
 def expected(item, made: plan.Plan, tokenizer, config) -> packing.Example:
     """What an item of the plan should become, straight from `record`."""
     shard = shard_of(item, made)
-    one = record(shard, item["row"])
-    mate = record(shard, item["mate"]) if item["mate"] >= 0 else one
+    one = corpora.record(shard, item["row"])
+    mate = corpora.record(shard, item["mate"]) if item["mate"] >= 0 else one
     has = {name: item["flags"] & getattr(plan, name) for name in FLAGS}
     role, text = tokenizer.role_and_text_ids(one.text)
     said = prompt.Reference(tokenizer.reference_ids(mate.text), mate.codes)
@@ -182,7 +151,7 @@ def test_unknown_languages_have_no_tag(make, config):
             for number, name in enumerate(names, 1):
                 here = made["segment"][row] == number
                 (mark,) = tags & set(made["codes"][row, here, 0].tolist())
-                language = LANGUAGES[int(name.split("/")[1]) % len(LANGUAGES)]
+                language = corpora.record(*map(int, name.split("/"))).language
                 tagged = mark == config.talker.codec_think_id
                 assert tagged == (language in released.LANGUAGES), name
 
@@ -197,7 +166,7 @@ def test_voices_are_those_of_another_utterance(make):
     for row, items in enumerate(whole.batch(2)):
         for slot, item in enumerate(items):
             assert item["mate"] not in (-1, item["row"])
-            mate = record(shard_of(item, whole), item["mate"])
+            mate = corpora.record(shard_of(item, whole), item["mate"])
             vector = vectors["x_vector"][row, slot]
             np.testing.assert_array_equal(vector, mate.x_vector)
             length = min(len(mate.mel), 30)
@@ -329,7 +298,7 @@ def break_record(corpus, shard: int, row: int) -> str:
     """Damage one record; returns its id."""
     rows = encoded(shard)
     rows[row] = rows[row][:-7]
-    write_shard(corpus, shard, rows)
+    corpora.write_shard(corpus, shard, rows)
     return f"{shard}/{row}"
 
 
@@ -396,7 +365,7 @@ def test_bytes_that_cannot_be_read_spare_the_rest_of_their_shard(damaged, make):
 )
 def test_a_corpus_that_has_changed_needs_another_index(damaged, make, changes):
     for shard in range(SHARDS):
-        write_shard(damaged, shard, encoded(shard, **changes))
+        corpora.write_shard(damaged, shard, encoded(shard, **changes))
     with pytest.raises(ValueError, match="(?s)index.*make the index again"):
         make(damaged, max_bad_records=1000)[0]
 
@@ -405,20 +374,21 @@ def test_a_corpus_of_another_codec_or_size(damaged, make):
     batches = make(damaged, max_bad_records=1000)
     for shard in range(SHARDS):
         rows = [
-            records.encode(record(shard, row), codec=CODEC[::-1]) for row in range(ROWS)
+            records.encode(corpora.record(shard, row), codec=CODEC[::-1])
+            for row in range(ROWS)
         ]
-        write_shard(damaged, shard, rows)
+        corpora.write_shard(damaged, shard, rows)
     with pytest.raises(ValueError, match=f"codec {CODEC[::-1]}, .*make the index ag"):
         batches[0]
     for shard in range(SHARDS):
-        write_shard(damaged, shard, encoded(shard)[1:])
+        corpora.write_shard(damaged, shard, encoded(shard)[1:])
     with pytest.raises(ValueError, match="23 records, .*make the index again"):
         make(damaged, max_bad_records=1000)[0]
 
 
 def test_a_record_without_the_voice(damaged, make):
     for shard in range(SHARDS):
-        write_shard(damaged, shard, encoded(shard, x_vector=None))
+        corpora.write_shard(damaged, shard, encoded(shard, x_vector=None))
     with pytest.raises(ValueError, match="without x_vector"):
         make(damaged)[0]
 

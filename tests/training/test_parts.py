@@ -90,8 +90,8 @@ def test_lm_is_what_generation_takes(made):
 
 SHARDED = """
 import sys
-import jax, numpy as np, tiny
-from qwen3tts_jax import config as configs, sharding
+import jax, numpy as np
+from qwen3tts_jax import config as configs, sharding, tiny
 from qwen3tts_jax.training import parts
 
 config = configs.Qwen3TTSConfig.from_hf(tiny.tts_config("custom_voice"))
