@@ -39,6 +39,9 @@ def get_config() -> ml_collections.ConfigDict:
                 # params | all (optimiser, step and averages too)
                 hand_over="",
                 take="params",
+                # whether --export makes the corpus's voices speakers of a CustomVoice
+                # checkpoint; else the variant stays
+                export_speakers=False,
             ),
             data=dict(
                 corpus="",  # a directory that data/prepare.py and data/index.py made

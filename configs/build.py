@@ -161,12 +161,7 @@ class Data:
             folder / SPEECH_TOKENIZER
         ).fingerprint
         self.plan = self._plan(config.data.corpus, "corpus")
-        by_mel = config.data.voice == "x_vector" and config.data.voice_from == "mel"
-        self.shape = packing.Shape(
-            length=config.length,
-            voices=config.data.voices or pipeline.voices_needed(self.plan),
-            mel_frames=MEL_FRAMES if by_mel else 0,
-        )
+        self.shape = row_shape(config, pipeline.voices_needed(self.plan))
         self.position = dict(
             stage=config.name,
             seed=config.seed,
@@ -212,6 +207,16 @@ class Data:
             )
         index = indices.open_index(corpus, codec=self.codec)
         return plan.Plan.make(index, stage(self.config, self.model))
+
+
+def row_shape(config, voices: int) -> packing.Shape:
+    """The static sizes of a packed row; voices: in it, if the configuration is open."""
+    by_mel = config.data.voice == "x_vector" and config.data.voice_from == "mel"
+    return packing.Shape(
+        length=config.length,
+        voices=config.data.voices or voices,
+        mel_frames=MEL_FRAMES if by_mel else 0,
+    )
 
 
 def stage(config, model: configs.Qwen3TTSConfig) -> plan.Stage:
@@ -322,7 +327,7 @@ def first_parts(
 def write_export(config, workdir: Path, out: Path) -> int:
     """The best checkpoint of a run in the official layout; returns its step.
 
-    A fine-tuned voice, and every other one of the corpus, becomes a speaker.
+    With config.model.export_speakers every voice of the corpus becomes a speaker.
     """
     mesh = sharding.make_mesh()
     trained = recipe(config, mesh)
@@ -334,7 +339,7 @@ def write_export(config, workdir: Path, out: Path) -> int:
     state, _, step = trainer.read_state(checkpoints, trained, checkpoints.best())
     parts = trained.model(state, averaged=True)
     voices = None
-    if config.name == "finetune" and parts.speaker_encoder is not None:
+    if config.model.export_speakers and parts.speaker_encoder is not None:
         voices = _voices(config, trained.config, parts.speaker_encoder)
     export.export(out, parts, hf_config(config), source(config), speakers=voices)
     return step
@@ -411,11 +416,7 @@ def compile_ahead(config, topology: str) -> str:
     devices = ahead.devices(topology)
     mesh = ahead.mesh(devices, **mesh_shape(config, len(devices)))
     trained = recipe(config, mesh)
-    shape = packing.Shape(
-        length=config.length,
-        voices=config.data.voices or config.length // USUAL_POSITIONS,
-        mel_frames=MEL_FRAMES if config.data.voice_from == "mel" else 0,
-    )
+    shape = row_shape(config, config.length // USUAL_POSITIONS)
     arrays = packing.empty(trained.config, 1, shape)
     places = trained.batch_shardings(arrays)
     batch = {

@@ -27,7 +27,7 @@ def get_config(text: str = ""):
     chosen = base.parse(text, size=("0.6B", "1.7B", "tiny"), mode=("full", "lora"))
     config = base.get_config()
     config.name, config.model.size = "finetune", chosen["size"]
-    config.model.start = "weights"
+    config.model.update(start="weights", export_speakers=True)
     config.length, config.rows = 2048, 8
     config.data.update(
         voice_from="mel",
