@@ -1,6 +1,7 @@
-"""Speak one text with a Qwen3-TTS 12Hz checkpoint and write a 24 kHz WAV file.
+"""Speak one text and write a 24 kHz WAV file:  python infer.py --text "Hello."
 
-The last line is a JSON object; the rtf of a first run counts its compiling.
+The last line is a JSON object; the rtf of a first run counts its compiling.  Without
+--model the small family speaks that comes with the package, where it does.
 Official weights: --model Qwen/Qwen3-TTS-12Hz-0.6B-Base downloads them when first used
 (`hf download Qwen/Qwen3-TTS-12Hz-0.6B-Base --local-dir DIR` does so beforehand).
 Without them, make random weights of the real 0.6B configuration, and hear their noise:
@@ -18,14 +19,14 @@ import secrets
 import sys
 import time
 
-from qwen3tts_jax import audio, hf, model, prompt, sampling, sinks
+from qwen3tts_jax import audio, hf, model, prompt, sampling, sinks, voice_clone
 from qwen3tts_jax import config as configs
 from qwen3tts_jax.serving import session
 
 FRAME_RATE = 12.5  # Hz
 SAMPLING = dict(temperature=float, top_k=int, top_p=float)  # flags for both heads
 USED_BY = dict(ref_audio="Base", ref_text="Base", x_vector_only="Base") | dict(
-    speaker="CustomVoice", instruct="VoiceDesign or 1.7B CustomVoice"
+    speaker="CustomVoice or Base", instruct="VoiceDesign or 1.7B CustomVoice"
 )
 
 
@@ -52,8 +53,9 @@ def check_request(args) -> dict:
     return dict(both, repetition_penalty=args.repetition_penalty, max_new_tokens=tokens)
 
 
-def check_variant(args, config: configs.Qwen3TTSConfig) -> tuple[str, dict]:
+def check_variant(args, path: pathlib.Path) -> tuple[str, dict]:
     """Refuse what this checkpoint cannot do; returns its name and its own arguments."""
+    config = configs.Qwen3TTSConfig.from_hf(hf.read_json(path / "config.json"))
     size, voice = config.size.replace("b", ".") + "B", {}  # 0b6, 1b7
     name = f"{size} {config.variant.title().replace('_', '')}"
     for flag, users in USED_BY.items():
@@ -65,20 +67,18 @@ def check_variant(args, config: configs.Qwen3TTSConfig) -> tuple[str, dict]:
     if config.variant == "custom_voice":
         prompt.speaker_id(config.talker, args.speaker or "(none: give --speaker)")
     if config.variant == "base":
-        refuse(not args.ref_audio, f"got no --ref_audio; {name} needs a voice to clone")
-        alone = voice["x_vector_only_mode"] = voice.pop("x_vector_only")
-        refuse(not (alone or args.ref_text), "no --ref_text: add it or --x_vector_only")
-        voice["ref_audio"] = audio.read(args.ref_audio)
+        voice["x_vector_only_mode"] = voice.pop("x_vector_only")
+        voice_clone.check(voice_clone.read_voices(path, config), **voice)
+        voice |= dict(ref_audio=audio.read(args.ref_audio)) if args.ref_audio else {}
     return name, voice
 
 
 def speak(args) -> dict:
     """From arguments to files; returns what the last line says."""
     options, path = check_request(args), hf.resolve(args.model, weights=False)
-    config = configs.Qwen3TTSConfig.from_hf(hf.read_json(path / "config.json"))
-    name, voice = check_variant(args, config)
+    name, voice = check_variant(args, path)
     sampling.Options.merge(options, hf.read_json(path / "generation_config.json"))
-    print(f"loading {name} from {args.model}", file=sys.stderr)
+    print(f"loading {name} from {args.model or path}", file=sys.stderr)
     settings = dict(dtype=args.dtype, weights=args.weights)
     bundle = model.Qwen3TTSModel.from_pretrained(args.model, **settings)
     voice = bundle.voice(language=args.language, **voice)
@@ -115,9 +115,9 @@ def main(argv: list[str] | None = None) -> None:
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--text", type=str.strip, help="what to say, as one utterance")
     text.add_argument("--text_file", type=path, help="UTF-8 file that holds it")
-    add("--model", help="checkpoint directory, or hub id to download")
+    add("--model", help="checkpoint directory, or hub id; default: ours")
     add("--language", default=prompt.AUTO, help="of the text; default: %(default)s")
-    add("--speaker", help="CustomVoice: a voice of the checkpoint")
+    add("--speaker", help="CustomVoice, Base with voices: one of them")
     add("--instruct", help="VoiceDesign, 1.7B CustomVoice: voice or manner, in words")
     add("--ref_audio", help="Base: recording to clone; path, http(s) address or base64")
     add("--ref_text", type=str.strip, help="Base: what it says, word for word")
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, kind in SAMPLING.items():
         add(f"--{name}", type=kind, help="for both heads: talker and code predictor")
     args = parser.parse_args(argv)
-    if not args.model:
+    if not (args.model or hf.packaged()):
         parser.error(f"got no --model, expected a directory or a hub id\n\n{__doc__}")
     try:
         result = json.dumps(speak(args))

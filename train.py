@@ -1,12 +1,15 @@
-"""Train a Qwen3-TTS language model: pretraining in three stages, or a voice.
+"""Train a Qwen3-TTS language model (three stages, or a voice), or the 12Hz codec.
 
     python train.py --config configs/pretrain.py:stage=s1,size=tiny \\
         --config.model.source=CHECKPOINT --config.data.corpus=CORPUS --workdir=RUN
+    python train.py --config configs/codec.py:stage=warm,size=small \\
+        --config.data.waves=WAVES, --workdir=RUN
 
 The same command goes on where a run was stopped or killed.  Instead of training:
 --dry_run shows mesh, sizes and the first batch as text; --compile_only --topology
 v5e:16x16 compiles the step for TPUs that are not here; --export DIR writes the last
-checkpoint in the official layout.  Fields of the configuration: configs/base.py.
+checkpoint in the official layout.  Fields of the configuration: configs/base.py,
+configs/codec.py.
 """
 
 import contextlib
@@ -17,7 +20,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from configs import build
+from configs import build as build_lm
+from configs import build_codec
 from qwen3tts_jax import checkpoint, placement, sharding
 from qwen3tts_jax.training import trainer
 
@@ -32,6 +36,7 @@ COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port, where JAX can
 PROCESSES = flags.DEFINE_integer("processes", None, "How many; with --coordinator.")
 PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
 
+BUILDERS = dict(lm=build_lm, codec=build_codec)  # by config.task
 ERRORS = (ValueError, OSError, trainer.NotFinite)  # told in one line
 
 
@@ -49,6 +54,7 @@ def main(_) -> None:
 
 def run(config) -> None:
     """Do what the flags say."""
+    build = BUILDERS[config.task]
     if COMPILE.value:
         if not TOPOLOGY.value:
             raise ValueError("got no --topology, expected for example v5e:16x16")
@@ -62,14 +68,15 @@ def run(config) -> None:
         return print(f"{out}: step {step}, in the official layout")
     mesh = sharding.make_mesh(**build.mesh_shape(config, jax.device_count()))
     recipe = build.recipe(config, mesh)
-    data = build.Data(config, recipe.config)
+    data = build.Data(config, recipe)
     if DRY_RUN.value:
         return print(build.describe(config, recipe, data))
     train(config, recipe, data)
 
 
 def train(config, recipe, data) -> None:
-    workdir = pathlib.Path(WORKDIR.value)
+    build = BUILDERS[config.task]
+    workdir, first = pathlib.Path(WORKDIR.value), jax.process_index() == 0
     checkpoints = checkpoint.Checkpoints(
         workdir / build.CHECKPOINTS,
         keep_last=config.keep_last,
@@ -82,7 +89,8 @@ def train(config, recipe, data) -> None:
         checkpoints=checkpoints,
         position=data.position,
         meter=build.meter(recipe),
-        say=print if jax.process_index() == 0 else lambda line: None,
+        show=build.samples(config, data, workdir) if first else None,
+        say=print if first else lambda line: None,
     )
     with placement.exact() if recipe.dtype == "float32" else contextlib.nullcontext():
         state = run.resume()

@@ -24,10 +24,11 @@ COUNTS = (
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict(
         dict(
+            task="lm",  # lm | codec (configs/codec.py)
             name="",  # of the stage: s1, s2, s3, finetune
             seed=0,  # of the parameters, the data's order and all that is drawn
             model=dict(
-                size="0.6B",  # 0.6B | 1.7B | tiny
+                size="0.6B",  # 0.6B | 1.7B | small | tiny
                 variant="base",  # base | custom_voice | voice_design
                 # a checkpoint directory: its text tokenizer and codec are used
                 source="",
@@ -42,6 +43,9 @@ def get_config() -> ml_collections.ConfigDict:
                 # whether --export makes the corpus's voices speakers of a CustomVoice
                 # checkpoint; else the variant stays
                 export_speakers=False,
+                # voices of the corpus that --export names beside a Base checkpoint,
+                # SPEAKER or NAME=SPEAKER each; the first is the default
+                export_voices=(),
             ),
             data=dict(
                 corpus="",  # a directory that data/prepare.py and data/index.py made
@@ -108,19 +112,23 @@ def get_config() -> ml_collections.ConfigDict:
     return config.lock()
 
 
-def check(config: ml_collections.ConfigDict) -> None:
-    """Raises: ValueError that names every value which nothing else would refuse."""
-    names = (*CHOICES, *COUNTS)
+def check(config: ml_collections.ConfigDict, choices=CHOICES, counts=COUNTS) -> None:
+    """Raises: ValueError that names every value which nothing else would refuse.
+
+    Args:
+        choices: field -> the values it may have; counts: fields that are 1 or more.
+    """
+    names = (*choices, *counts)
     values = {
         name: functools.reduce(getattr, name.split("."), config) for name in names
     }
     problems = [
         f"{key} {values[key]!r}, expected {' or '.join(allowed)}"
-        for key, allowed in CHOICES.items()
+        for key, allowed in choices.items()
         if values[key] not in allowed
     ]
     problems += [
-        f"{key} {values[key]}, expected 1 or more" for key in COUNTS if values[key] < 1
+        f"{key} {values[key]}, expected 1 or more" for key in counts if values[key] < 1
     ]
     if problems:
         raise ValueError(f"got config.{'; config.'.join(problems)}")

@@ -21,6 +21,7 @@ from qwen3tts_jax import (
     random_checkpoint,
     sharding,
     speech_tokenizer,
+    voice_clone,
 )
 from qwen3tts_jax import config as configs
 from qwen3tts_jax import text as texts
@@ -60,7 +61,7 @@ def hf_config(config) -> dict:
         return random_checkpoint.tts_config(size, variant)
     path = source(config) / "config.json"
     found = hf.read_json(path)
-    wanted = random_checkpoint.tts_config(size, variant)
+    wanted = random_checkpoint.tts_config(size, variant, path.parent)
     expected = wanted["talker_config"]["hidden_size"]
     got = found.get("talker_config", {}).get("hidden_size")
     if got != expected:
@@ -117,7 +118,23 @@ def mesh_shape(config, devices: int) -> dict[str, int]:
 
     Raises: ValueError if they do not use all devices, or cut the rows unevenly.
     """
-    shape = {axis: config.compute.mesh[axis] for axis in sharding.AXES}
+    shape = fit_mesh(
+        config.compute.mesh, devices, rows=config.rows, parts=config.accumulate
+    )
+    if config.length % shape["sequence"]:
+        raise ValueError(
+            f"got length {config.length}, expected a multiple of sequence = "
+            f"{shape['sequence']}"
+        )
+    return shape
+
+
+def fit_mesh(mesh, devices: int, *, rows: int, parts: int = 1) -> dict[str, int]:
+    """config.compute.mesh with what is open filled in; the rows are cut in `parts`.
+
+    Raises: ValueError if it does not use all devices, or cuts the rows unevenly.
+    """
+    shape = {axis: mesh[axis] for axis in sharding.AXES}
     left = devices // (shape["tensor"] * shape["sequence"])
     if shape["fsdp"] == -1:
         known = left if shape["data"] == -1 else left // shape["data"]
@@ -128,16 +145,10 @@ def mesh_shape(config, devices: int) -> dict[str, int]:
         raise ValueError(
             f"got config.compute.mesh {shape}, expected a product of {devices} devices"
         )
-    cut = shape["data"] * shape["fsdp"] * config.accumulate
-    if config.rows % cut:
+    cut = shape["data"] * shape["fsdp"] * parts
+    if rows % cut:
         raise ValueError(
-            f"got {config.rows} rows, expected a multiple of data * fsdp * accumulate "
-            f"= {cut}"
-        )
-    if config.length % shape["sequence"]:
-        raise ValueError(
-            f"got length {config.length}, expected a multiple of sequence = "
-            f"{shape['sequence']}"
+            f"got {rows} rows, expected a multiple of data * fsdp * accumulate = {cut}"
         )
     return shape
 
@@ -153,9 +164,9 @@ class Data:
         shape: of the packed rows; plan: of the training corpus.
     """
 
-    def __init__(self, config, model: configs.Qwen3TTSConfig):
+    def __init__(self, config, trained: states.Recipe):
         folder = source(config)
-        self.config, self.model = config, model
+        self.config, self.model = config, trained.config
         self.tokenizer = texts.TextTokenizer.from_directory(folder)
         self.codec = speech_tokenizer.Qwen3TTSTokenizer.from_pretrained(
             folder / SPEECH_TOKENIZER
@@ -327,7 +338,8 @@ def first_parts(
 def write_export(config, workdir: Path, out: Path) -> int:
     """The best checkpoint of a run in the official layout; returns its step.
 
-    With config.model.export_speakers every voice of the corpus becomes a speaker.
+    With config.model.export_speakers every voice of the corpus becomes a speaker; with
+    export_voices some become named voices of a Base checkpoint.
     """
     mesh = sharding.make_mesh()
     trained = recipe(config, mesh)
@@ -338,10 +350,12 @@ def write_export(config, workdir: Path, out: Path) -> int:
     checkpoints = checkpoint.Checkpoints(workdir / CHECKPOINTS)
     state, _, step = trainer.read_state(checkpoints, trained, checkpoints.best())
     parts = trained.model(state, averaged=True)
-    voices = None
-    if config.model.export_speakers and parts.speaker_encoder is not None:
-        voices = _voices(config, trained.config, parts.speaker_encoder)
-    export.export(out, parts, hf_config(config), source(config), speakers=voices)
+    named, kept = tuple(config.model.export_voices), {}
+    if (named or config.model.export_speakers) and parts.speaker_encoder is not None:
+        found = _voices(config, trained.config, parts.speaker_encoder)
+        wanted = voice_clone.Voices.chosen(found, named) if named else None
+        kept = dict(voices=wanted) if named else dict(speakers=found)
+    export.export(out, parts, hf_config(config), source(config), **kept)
     return step
 
 
@@ -360,6 +374,10 @@ def _voices(config, model: configs.Qwen3TTSConfig, encoder) -> dict:
         return np.asarray(embed(encoder, table, length))
 
     return speakers.vectors(index, vectors)
+
+
+def samples(config, data: Data, workdir: Path) -> None:
+    """A language model writes no samples while it learns."""
 
 
 # -------------------------------------------------------------------- to look at

@@ -4,8 +4,11 @@ Command   python train.py --config configs/pretrain.py:stage=s1,size=0.6B \\
               --config.model.source=CHECKPOINT --config.data.corpus=CORPUS --workdir=RUN
           then stage=s2 with --config.model.hand_over=RUN of s1, then stage=s3.
           CHECKPOINT gives the text tokenizer and the codec (it may be a random one);
-          size=tiny goes through all stages in minutes on two CPU cores.
-Hardware  0.6B and 1.7B: 64 chips of 16 GB and more (see --compile_only); tiny: a CPU.
+          size=tiny goes through all stages in minutes on two CPU cores; size=small is
+          the family that the package ships (add its voices when it is exported:
+          --export=OUT --config.model.export_voices="('NAME=SPEAKER', ...)").
+Hardware  0.6B and 1.7B: 64 chips of 16 GB and more (see --compile_only); small: two CPU
+          cores, or one GPU with what GPU says below; tiny: a CPU.
 Time      derived, not measured, for 5 million hours (225 G frames) at an MFU of 40 %:
           1.7B 3,030 H100-hours (1,850 with predictor_fraction=1/16); 0.6B 1,780 (630).
 Metric    nothing was pretrained at full size yet.  At step 0 every codebook stands near
@@ -53,10 +56,21 @@ TINY_LENGTH = dict(s1=512, s2=512, s3=2048)
 TINY_ROWS = dict(s1=4, s2=4, s3=1)
 TINY_LONG = 3.0  # seconds: the recordings at hand are short
 
+# The small family, on two CPU cores: ten hours of speech are 80 steps of s1.
+# GPU: --config.rows=64 (s3: 32) --config.loss.predictor_fraction=0.5
+#      --config.compute.dtype=bfloat16 --config.data.workers=4
+SMALL = dict(
+    s1=dict(length=1024, rows=8, steps=6000, peak=1e-3, warmup=200),
+    s2=dict(length=1024, rows=8, steps=1000, peak=3e-4, warmup=50),
+    s3=dict(length=2048, rows=4, steps=500, peak=1e-4, warmup=50),
+)
+SMALL_LONG = 10.0  # seconds: paragraphs
+
 
 def get_config(text: str = ""):
-    """text: "stage=s1|s2|s3,size=0.6B|1.7B|tiny"."""
-    chosen = base.parse(text, stage=tuple(STAGES), size=("0.6B", "1.7B", "tiny"))
+    """text: "stage=s1|s2|s3,size=0.6B|1.7B|small|tiny"."""
+    sizes = ("0.6B", "1.7B", "small", "tiny")
+    chosen = base.parse(text, stage=tuple(STAGES), size=sizes)
     stage, size = chosen["stage"], chosen["size"]
     config, values = base.get_config(), dict(STAGES[stage])
     config.name, config.model.size = stage, size
@@ -67,7 +81,34 @@ def get_config(text: str = ""):
         config.compute.mesh.sequence = 4
     if size == "tiny":
         _shrink(config, stage)
+    if size == "small":
+        _set_small(config, stage)
     return config
+
+
+def _set_small(config, stage: str) -> None:
+    """The small family: few hours of speech, seen often."""
+    values = dict(SMALL[stage])
+    config.length, config.rows = values.pop("length"), values.pop("rows")
+    config.optimizer.update(values, ema=0.999)
+    config.compute.update(dtype="float32", remat="none")
+    config.compute.mesh.sequence = 1
+    config.loss.predictor_fraction = 1 / 8
+    config.data.update(
+        rounds=8,  # each utterance in several layouts
+        reference=0.1,  # a voice is told by its vector first of all
+        reference_frames=75,
+        drop_language=0.2,  # infer.py leaves the language to the text
+    )
+    config.update(log_every=10, save_every=200)
+    good = ((), ("medium", "high"))
+    if stage == "s2":
+        config.data.pools = ((1.0, *good, 0.0, float("inf")),)
+    if stage == "s3":
+        config.data.pools = (
+            (0.5, *good, SMALL_LONG, float("inf")),
+            (0.5, *good, 0.0, SMALL_LONG),
+        )
 
 
 def _shrink(config, stage: str) -> None:

@@ -36,20 +36,8 @@ def flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_source(parser)
     add = parser.add_argument
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--manifest", help='JSON lines: {"audio": path, "text": ...}')
-    source.add_argument("--folder", help="NAME.wav (flac, ogg, ...) and NAME.txt")
-    source.add_argument("--tfds", help="a TFDS speech builder, as ljspeech")
-    source.add_argument("--source", choices=[*sources.recordings.PACKAGES])
-    add("--root", default="", help="of --source: where the packages are unpacked")
-    add("--languages", default="", help="of --source: as en,it; all if not given")
-    add("--language", default="", help="where the source names none: en or english")
-    add("--voice", default="", help="a speaker's name, where the source names none")
-    add("--split", default="train", help="of --tfds")
-    add("--data_dir", help="of --tfds")
-    add("--rate", type=int, help="Hz, of --tfds if its features tell none")
-    add("--limit", type=int, help="the first clips only")
     add("--codec", required=True, help="checkpoint or speech tokenizer")
     add("--out", required=True, type=Path, help="the corpus directory")
     add("--shard_clips", type=int, default=4096)
@@ -74,15 +62,36 @@ def flags() -> argparse.ArgumentParser:
     return parser
 
 
-def job(args) -> shards.Job:
-    """What the flags ask for.  Raises: ValueError for flags that do not fit."""
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which recordings to take; `source` reads them."""
+    add = parser.add_argument
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--manifest", help='JSON lines: {"audio": path, "text": ...}')
+    source.add_argument("--folder", help="NAME.wav (flac, ogg, ...) and NAME.txt")
+    source.add_argument("--tfds", help="a TFDS speech builder, as ljspeech")
+    source.add_argument("--source", choices=[*sources.recordings.PACKAGES])
+    add("--root", default="", help="of --source: where the packages are unpacked")
+    add("--languages", default="", help="of --source: as en,it; all if not given")
+    add("--language", default="", help="where the source names none: en or english")
+    add("--voice", default="", help="a speaker's name, where the source names none")
+    add("--split", default="train", help="of --tfds")
+    add("--data_dir", help="of --tfds")
+    add("--rate", type=int, help="Hz, of --tfds if its features tell none")
+    add("--limit", type=int, help="the first clips only")
+
+
+def source(args) -> sources.Spec:
+    """What the flags of `add_source` ask for.
+
+    Raises: ValueError for flags that do not fit.
+    """
     kind = args.source or next(
         k for k in ("manifest", "folder", "tfds") if getattr(args, k)
     )
     for flag, owner in dict(root="source", languages="source", rate="tfds").items():
         if getattr(args, flag) and not getattr(args, owner):
             raise ValueError(f"got --{flag} without --{owner}; leave it out")
-    source = sources.Spec(
+    return sources.Spec(
         kind=kind,
         where=args.tfds or _place(args.root if args.source else getattr(args, kind)),
         languages=tuple(filter(None, args.languages.split(","))),
@@ -93,13 +102,17 @@ def job(args) -> shards.Job:
         data_dir=args.data_dir,
         rate=args.rate,
     )
+
+
+def job(args) -> shards.Job:
+    """What the flags ask for.  Raises: ValueError for flags that do not fit."""
     level = None if args.keep_level else args.level_db
     rules = _given(clips.Rules, args) | dict(level_db=level)
     workers = dict(workers=args.workers) if args.workers else {}
     inside = Path(args.codec) / model.SPEECH_TOKENIZER
     args.asr, args.model = _place(args.asr), _place(args.model)
     return shards.Job(
-        source=source,
+        source=source(args),
         codec=_place(str(inside) if inside.is_dir() else args.codec),
         shard_clips=args.shard_clips,
         rules=clips.Rules(**rules),

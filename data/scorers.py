@@ -1,12 +1,11 @@
 """Marks of clips by models, where they are asked for, and the tier that comes of it."""
 
 import dataclasses
-import unicodedata
 
 import numpy as np
 
 from data import clips, extras, sources
-from qwen3tts_jax import audio
+from qwen3tts_jax import audio, metrics
 
 SCORER_RATE = 16_000  # Hz, of both
 
@@ -86,19 +85,4 @@ def cer(said: str, heard: str) -> float:
 
     Letter case, punctuation and spaces do not count; accents do.
     """
-    a, b = _plain(said), _plain(heard)
-    if not len(a):
-        return float(len(b) > 0)
-    places = np.arange(len(b) + 1)
-    row = places
-    for i, character in enumerate(a, 1):
-        step = np.minimum(row[1:] + 1, row[:-1] + (b != character))
-        row = np.concatenate([[i], step])
-        # an insertion costs one more than the place before: a running minimum
-        row = np.minimum.accumulate(row - places) + places
-    return float(row[-1] / len(a))
-
-
-def _plain(text: str) -> np.ndarray:
-    text = unicodedata.normalize("NFKC", text).casefold()
-    return np.array([ord(c) for c in text if c.isalnum()], np.int32)
+    return metrics.character_edits(said, heard).rate

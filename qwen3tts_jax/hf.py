@@ -326,18 +326,37 @@ def _write(path: Path, tensors: dict[str, np.ndarray]) -> None:
 
 # ------------------------------------------------------------ directories, JSON
 
-CONFIGS = ("*.json", "*.txt")  # what a hub repository needs besides its weights
+FAMILY = Path(__file__).with_name("family")  # see `packaged`
+VOICES = "voices.safetensors"  # named voices, see voice_clone.py
+CONFIGS = ("*.json", "*.txt", VOICES)  # what a hub repository needs besides its weights
+
+
+def packaged() -> Path | None:
+    """The checkpoint that comes with the package, the small family trained here.
+
+    None for a package without it.  Its MODEL_CARD.md says from which data it was made,
+    how, and what it can do.
+    """
+    return FAMILY if (FAMILY / "config.json").is_file() else None
 
 
 def resolve(
-    path_or_id: str | Path, *, revision: str | None = None, weights: bool = True
+    path_or_id: str | Path | None, *, revision: str | None = None, weights: bool = True
 ) -> Path:
     """The local directory of a checkpoint: a directory, or a hub id to download.
 
     Args:
+        path_or_id: None for the packaged checkpoint.
         weights: False downloads the configuration files alone.
-    Raises: FileNotFoundError saying which of the two failed.
+    Raises: FileNotFoundError saying which of them failed.
     """
+    if path_or_id is None:
+        if not packaged():
+            raise FileNotFoundError(
+                f"got no checkpoint, and none came with this package ({FAMILY}); give "
+                "a directory, or a hub id such as Qwen/Qwen3-TTS-12Hz-0.6B-Base"
+            )
+        return packaged()
     path = Path(path_or_id)
     if path.is_dir():
         return path

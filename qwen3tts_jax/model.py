@@ -90,6 +90,7 @@ class Qwen3TTSModel:
         hf_config: dict,
         generation_config: dict,
         source: Path | None = None,
+        voices: voice_clone.Voices | None = None,
     ):
         """From parts (see `model_parts`); `hf_config` is what config.json holds."""
         self.config = config
@@ -97,6 +98,7 @@ class Qwen3TTSModel:
             parts["talker"], parts["code_predictor"]
         )
         self.speaker_encoder = parts.get("speaker_encoder")
+        self.voices = voices or voice_clone.Voices()
         self.tokenizer, self.speech_tokenizer = tokenizer, speech_tokenizer
         self.generate_defaults = generation_config
         self._hf_config, self._source = hf_config, source
@@ -104,7 +106,7 @@ class Qwen3TTSModel:
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | Path,
+        pretrained_model_name_or_path: str | Path | None = None,
         *,
         dtype=None,
         device_map: str | None = None,
@@ -112,7 +114,7 @@ class Qwen3TTSModel:
         revision: str | None = None,
         weights: quantized.Form | None = None,
     ) -> "Qwen3TTSModel":
-        """Load an official directory or hub id.
+        """Load an official directory or hub id; None is the small model shipped here.
 
         Args:
             dtype: "float32", "bfloat16" or anything that names one (torch.bfloat16
@@ -152,6 +154,7 @@ class Qwen3TTSModel:
             hf_config=hf_config,
             generation_config=generation_config,
             source=path,
+            voices=voice_clone.read_voices(path, config),
         )
         if weights is not None:
             model.language_model = model.language_model.quantized(weights)
@@ -182,12 +185,15 @@ class Qwen3TTSModel:
             hf.write_json(out / "config.json", self._hf_config)
             hf.write_json(out / "generation_config.json", self.generate_defaults)
             hf.copy_side_files(self._source, out)
+            if self.voices.vectors:
+                voice_clone.write_voices(out, self.voices)
             (out / SPEECH_TOKENIZER).mkdir()
             self.speech_tokenizer._save(out / SPEECH_TOKENIZER, None)
 
     def get_supported_speakers(self) -> list[str]:
-        """Sorted names of its own voices; none for Base and VoiceDesign."""
-        return sorted(name for name, _ in self.config.talker.speaker_ids)
+        """Sorted names of its own voices; official Base and VoiceDesign have none."""
+        names = [name for name, _ in self.config.talker.speaker_ids]
+        return sorted([*names, *self.voices.vectors])
 
     def get_supported_languages(self) -> list[str]:
         """Sorted names, "auto" among them."""
@@ -250,9 +256,13 @@ class Qwen3TTSModel:
             for t, l, item in zip(text_list, self._languages(language, count), items)
         ]
 
-    def _voices(self, voice_clone_prompt, ref_audio, ref_text, x_vector_only_mode):
+    def _voices(
+        self, voice_clone_prompt, ref_audio, ref_text, x_vector_only_mode, speaker=None
+    ):
         if voice_clone_prompt is not None:
             return voice_clone.items_of(voice_clone_prompt)
+        if ref_audio is None and self.voices.vectors:
+            return [self.voices.item(speaker)]
         if ref_audio is None:
             raise ValueError("got no voice: give voice_clone_prompt or ref_audio")
         return self.create_voice_clone_prompt(ref_audio, ref_text, x_vector_only_mode)
@@ -297,7 +307,8 @@ class Qwen3TTSModel:
             ref_audio, ref_text, x_vector_only_mode: see `create_voice_clone_prompt`.
             voice_clone_prompt: what that returned, instead of them; or the official
                 dict of lists with, for ICL, a list ref_text (the official code crashes
-                there).
+                there); or a named voice, `model.voices.item(name)`.  Where neither is
+                given and the checkpoint has named voices, its default one speaks.
             non_streaming_mode: the whole text before the first frame.
             seed: makes sampling repeatable; None draws one.
             return_codes: also return the codes, list of int32 [T, 16].
@@ -512,13 +523,14 @@ class Qwen3TTSModel:
     ) -> Voice:
         """How to speak, for `StreamingSession` and `utterance`.
 
-        Arguments: those of this checkpoint's `generate_*` method, with its defaults.
+        Arguments: those of this checkpoint's `generate_*` method, with its defaults;
+            speaker also of a Base checkpoint with named voices.
         Raises: ValueError for what this checkpoint does not know or cannot use.
         """
         variant, language = self.config.variant, language or prompt.AUTO
         clone = (ref_audio, ref_text, x_vector_only_mode, voice_clone_prompt)
         unused = dict(
-            base=(speaker, instruct),
+            base=(instruct, speaker if voice_clone_prompt is not None else None),
             custom_voice=clone,
             voice_design=(speaker, *clone),
         )[variant]
@@ -533,8 +545,16 @@ class Qwen3TTSModel:
         if non_streaming_mode is None:
             non_streaming_mode = variant != "base"
         if variant == "base":
+            if voice_clone_prompt is None:
+                voice_clone.check(
+                    self.voices,
+                    speaker=speaker,
+                    ref_audio=ref_audio,
+                    ref_text=ref_text,
+                    x_vector_only_mode=x_vector_only_mode,
+                )
             items = self._voices(
-                voice_clone_prompt, ref_audio, ref_text, x_vector_only_mode
+                voice_clone_prompt, ref_audio, ref_text, x_vector_only_mode, speaker
             )
             return self._clone_voice(
                 language, *_spread(items, 1, "voices"), non_streaming_mode

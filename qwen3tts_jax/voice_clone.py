@@ -1,16 +1,22 @@
 """Voices to clone: recordings analysed once, used often."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
+import safetensors
+import safetensors.numpy
 
-from qwen3tts_jax import audio, placement
+from qwen3tts_jax import audio, hf, placement
+from qwen3tts_jax import config as configs
 from qwen3tts_jax import speaker_encoder as speaker_encoders
 from qwen3tts_jax import speech_tokenizer as speech_tokenizers
 from qwen3tts_jax.tokenizer_12hz import decoder as decoders
 
 MEL_BUCKETS = tuple(audio.HOP * 2**n for n in range(5, 16))  # samples
+DEFAULT = "default"  # metadata of a voices file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +45,117 @@ class VoiceClonePromptItem:
     icl_mode: bool
     ref_text: str | None = None
     reference_state: ReferenceState | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Voices:
+    """The named voices of a Base checkpoint; official ones have none.
+
+    They are a file of our own beside the weights, voices.safetensors: for each name an
+    x-vector, as the speaker encoder makes it.  The official package speaks with them
+    too, as the `ref_spk_embedding` of a VoiceClonePromptItem.
+
+    Attributes:
+        vectors: name in lower case -> float32 [D].
+        default: the name that is taken where none is given.
+    """
+
+    vectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    default: str = ""
+
+    @classmethod
+    def chosen(cls, vectors: Mapping[str, np.ndarray], wanted: Sequence[str]):
+        """Some of many voices, SPEAKER or NAME=SPEAKER each; the first is the default.
+
+        Raises: ValueError for speakers that are not there, or a name that comes twice.
+        """
+        pairs = [entry.rpartition("=") for entry in wanted]
+        speakers = {(name or speaker).lower(): speaker for name, _, speaker in pairs}
+        missing = [speaker for _, _, speaker in pairs if speaker not in vectors]
+        if missing or len(speakers) < len(pairs):
+            raise ValueError(
+                f"got voices {', '.join(wanted)}, expected names once each, of "
+                f"{', '.join(sorted(vectors))}"
+            )
+        kept = {name: vectors[speaker] for name, speaker in speakers.items()}
+        return cls(kept, next(iter(kept)))
+
+    def item(self, name: str | None = None) -> VoiceClonePromptItem:
+        """The voice of a name, any case.  Raises: ValueError for an unknown one."""
+        wanted = self.default if name is None else name.lower()
+        if wanted not in self.vectors:
+            raise ValueError(
+                f"got speaker {name!r}, expected one of "
+                f"{', '.join(sorted(self.vectors)) or 'none'}"
+            )
+        return VoiceClonePromptItem(None, self.vectors[wanted], True, False)
+
+
+def read_voices(directory: Path, config: configs.Qwen3TTSConfig) -> Voices:
+    """The named voices of a checkpoint directory; none where it has no such file.
+
+    Raises: ValueError for a file that is damaged or of another model.
+    """
+    path, shape = Path(directory) / hf.VOICES, (config.talker.transformer.dim,)
+    if config.variant != "base" or not path.is_file():
+        return Voices()
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            vectors = {name: file.get_tensor(name) for name in file.keys()}
+            default = (file.metadata() or {}).get(DEFAULT)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); copy it again") from error
+    bad = [
+        f"{name} {value.shape}"
+        for name, value in vectors.items()
+        if value.shape != shape or not np.isfinite(value).all()
+    ]
+    if bad or default not in vectors:
+        raise ValueError(
+            f"got {path} with {', '.join(bad) or f'the default {default!r}'}, expected "
+            f"vectors of shape {shape} and one of them as the default; take the file "
+            "that belongs to this checkpoint"
+        )
+    return Voices(vectors, default)
+
+
+def write_voices(directory: Path, voices: Voices) -> None:
+    """Write named voices beside the weights of a Base checkpoint."""
+    vectors = {name: np.float32(value) for name, value in voices.vectors.items()}
+    assert voices.default in vectors and all(n == n.lower() for n in vectors)
+    metadata = {"format": "pt", DEFAULT: voices.default}
+    safetensors.numpy.save_file(vectors, Path(directory) / hf.VOICES, metadata)
+
+
+def check(
+    voices: Voices,
+    *,
+    speaker: str | None = None,
+    ref_audio=None,
+    ref_text: str | None = None,
+    x_vector_only_mode: bool | None = False,
+) -> None:
+    """Refuse what names no voice of a Base checkpoint; nothing is computed or read.
+
+    Arguments: as of `Qwen3TTSModel.voice`.  Raises: ValueError.
+    """
+    if ref_audio is not None and speaker is not None:
+        raise ValueError("got speaker and ref_audio, expected one of them: drop one")
+    if ref_audio is None and (ref_text or x_vector_only_mode):
+        raise ValueError(
+            "got no ref_audio for ref_text or x_vector_only; give the recording"
+        )
+    if ref_audio is None and (speaker is not None or voices.vectors):
+        voices.item(speaker)
+    elif ref_audio is None or (isinstance(ref_audio, str) and not ref_audio):
+        raise ValueError(
+            "got no ref_audio; this model has no voices of its own and needs one to "
+            "clone"
+        )
+    elif not (x_vector_only_mode or ref_text):
+        raise ValueError(
+            "got no ref_text; say what the recording says, or use x_vector_only"
+        )
 
 
 def analyse(

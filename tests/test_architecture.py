@@ -15,7 +15,7 @@ APPLICATIONS = ("train", "infer", "configs", "data", "eval")  # L5, beside the p
 
 # Imports point down.  A name stands for a module, or for all modules of a package.
 LAYERS = (
-    ("config", "released", "tiny"),  # L0: standard library only
+    ("config", "released", "small", "tiny"),  # L0: standard library only
     (  # L1: blocks and plumbing
         "audio",
         "checkpoint",
@@ -67,6 +67,7 @@ TORCH = (
 )  # where the official package runs
 LAZY = {  # file -> why it imports inside a function
     "data/extras.py": "packages for some sources and scorers are optional",
+    "eval/run.py": "judges, Opus and pictures are optional (extra eval)",
     "eval/speed_report.py": "matplotlib is optional (extra eval)",
     "eval/stream_speed.py": "speechmos is optional (extra eval)",
 }

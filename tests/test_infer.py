@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
 import sys
 import types
 import wave
@@ -18,7 +17,7 @@ import soundfile
 from jax.experimental.compilation_cache import compilation_cache
 
 import infer
-from qwen3tts_jax import audio, model, placement
+from qwen3tts_jax import audio, hf, model, placement
 
 ROOT = pathlib.Path(infer.__file__).parent
 FRAMES = 4
@@ -332,15 +331,11 @@ def test_what_the_user_says_of_the_cache_holds(name, value, monkeypatch):
 # ------------------------------------------------------------------ it refuses
 
 
-def test_without_a_model_it_explains_how_to_get_one():
-    result = subprocess.run(
-        [sys.executable, ROOT / "infer.py"],
-        capture_output=True,
-        text=True,
-        env=os.environ | dict(PYTHONPATH=str(ROOT)),
-    )
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("infer.py: error: got no --model, expected ")
+def test_without_a_model_it_explains_how_to_get_one(refused, monkeypatch, tmp_path):
+    """In a package without a checkpoint of its own."""
+    monkeypatch.setattr(hf, "FAMILY", tmp_path / "nothing")
+    said = refused("--text", "Hello.")
+    assert said.startswith("infer.py: error: got no --model, expected ")
     for part in (
         "--model Qwen/Qwen3-TTS-12Hz-0.6B-Base",
         "hf download",
@@ -349,7 +344,7 @@ def test_without_a_model_it_explains_how_to_get_one():
         "--ref_audio tests/recordings/allison_en.flac",
         "Your call is now first in line",
     ):
-        assert part in result.stderr
+        assert part in said
 
 
 def test_its_example_is_the_shipped_recording():
@@ -416,11 +411,11 @@ def test_speakers_are_listed_when_none_is_given(refused, custom):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (["--speaker", "ryan"], ["--speaker", "0.6B Base", "only CustomVoice"]),
+        (["--speaker", "ryan"], ["speaker and ref_audio", "drop one"]),
         (["--instruct", "Whisper."], ["--instruct", "0.6B Base", "only VoiceDesign"]),
         (["--ref_audio", "no.wav"], ["'no.wav'", "expected a file that exists"]),
-        (["--ref_audio", ""], ["no --ref_audio", "voice to clone"]),
-        (["--ref_text", " "], ["no --ref_text", "--x_vector_only"]),
+        (["--ref_audio", ""], ["no ref_audio", "no voices of its own"]),
+        (["--ref_text", " "], ["no ref_text", "x_vector_only"]),
     ],
 )
 def test_base_refuses(refused, clone, change, words):

@@ -23,6 +23,8 @@ from qwen3tts_jax import config as configs
 from qwen3tts_jax.nn import attention, conv, layers, quantizer, transformer
 from qwen3tts_jax.tokenizer_12hz import decoder as decoders
 from qwen3tts_jax.tokenizer_12hz import encoder as encoders
+from qwen3tts_jax.training.teachers import blocks as teacher_blocks
+from qwen3tts_jax.training.teachers import wavlm, whisper
 
 PACKAGE = pathlib.Path(qwen3tts_jax.__file__).parent
 TTS = configs.Qwen3TTSConfig.from_hf(tiny.tts_config("base", "1.7B"))
@@ -132,6 +134,31 @@ def new(kind, *args, **options):
     return lambda: kind(*args, **options, rngs=nnx.Rngs(0))
 
 
+WHISPER = whisper.Config(dim=4, heads=2, ffn=6, layers=2, positions=8)
+WAVLM = wavlm.Config(
+    dim=4,
+    heads=2,
+    ffn=6,
+    layers=2,
+    eps=1e-5,
+    stable=False,
+    extractor_norm="group",
+    normalize=True,
+    convs=((4, 10, 5), (4, 3, 2)),
+    conv_bias=False,
+    position_kernel=4,
+    position_groups=2,
+    buckets=8,
+    max_distance=10,
+)
+RELATIVE = floats(B, T, 4), floats(1, 2, T, T), jnp.ones((B, 1, 1, T), bool)
+
+
+def layer_calls(*args):
+    """The calls of a teacher's encoder, whose last argument names a layer."""
+    return lambda part: dict(__call__=[(*args, 1), (*args, "average")])
+
+
 PROPERTY = "a property"
 VQ = dict(size=8, dim=3, outer_dim=5)
 X = floats(B, 4, 4)
@@ -197,6 +224,14 @@ TABLE = [
         only(X, jnp.full(B, 3)),
     ),
     (new(encoders.Encoder, CODEC.encoder), encoder_calls),
+    (new(teacher_blocks.MLP, 4, 6), only(X)),
+    (new(whisper.Block, WHISPER), only(X)),
+    (new(whisper.Encoder, WHISPER), layer_calls(floats(B, 6, 80))),
+    (new(wavlm.ExtractorLayer, WAVLM, 0), only(floats(B, 40, 1), jnp.full(B, 7))),
+    (new(wavlm.PositionConv, WAVLM), only(X)),
+    (new(wavlm.Attention, WAVLM), only(*RELATIVE)),
+    (new(wavlm.Block, WAVLM), only(*RELATIVE)),
+    (new(wavlm.Encoder, WAVLM), layer_calls(floats(B, 90), jnp.full(B, 80))),
 ]
 ABSTRACT = [jax.eval_shape(build) for build, _ in TABLE]
 

@@ -180,16 +180,42 @@ class Decoder(nnx.Module):
             (wave: float32 [B, T*1920], 24 kHz, in [-1, 1]; state).
         """
         x = self.quantizer.decode(codes).astype(state.pre_conv.dtype)
+        x, pre_conv, caches = self.contextualize(x, state)
+        wave, upsample, blocks, wave_conv = self.synthesize(x, state)
+        return jnp.clip(wave, -1.0, 1.0), DecoderState(
+            state.position + codes.shape[1],
+            pre_conv,
+            caches,
+            upsample,
+            blocks,
+            wave_conv,
+        )
+
+    def contextualize(self, x: jax.Array, state: DecoderState) -> tuple:
+        """The part at the rate of frames: convolution and transformer.
+
+        Args:
+            x: float [B, T, D_codebook], what the quantiser gives.
+        Returns:
+            (float [B, T, D_latent], pre_conv and caches of the next state).
+        """
         x, pre_conv = self.pre_conv.step(x, state.pre_conv)
         x, caches = self._transform(x, state)
+        return x, pre_conv, caches
+
+    def synthesize(self, x: jax.Array, state: DecoderState) -> tuple:
+        """The rest: up to the rate of samples.
+
+        Args:
+            x: float [B, T, D_latent].
+        Returns:
+            (wave: float32 [B, T*1920], not clipped; upsample, blocks and wave_conv of
+            the next state).
+        """
         x, upsample = _run(self.upsample, x, state.upsample)
         x, blocks = _run((self.first_conv, *self.blocks), x, state.blocks)
         wave, wave_conv = self.wave_conv.step(self.snake(x), state.wave_conv)
-        wave = jnp.clip(wave[:, :, 0].astype(jnp.float32), -1.0, 1.0)
-        position = state.position + codes.shape[1]
-        return wave, DecoderState(
-            position, pre_conv, caches, upsample, blocks, wave_conv
-        )
+        return wave[:, :, 0].astype(jnp.float32), upsample, blocks, wave_conv
 
     def _transform(self, x: jax.Array, state: DecoderState):
         frames = x.shape[1]

@@ -4,6 +4,7 @@ package load.
 Fine-tuned voices become speakers of a CustomVoice checkpoint: each takes a row of the
 codec embedding, from 3000 on as in the official fine-tuning script (which knows one
 speaker), and the speaker encoder stays behind, as in the released CustomVoice weights.
+Or a Base checkpoint keeps its speaker encoder and names some voices beside it.
 """
 
 import copy
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwen3tts_jax import config as configs
-from qwen3tts_jax import hf, released
+from qwen3tts_jax import hf, released, voice_clone
 from qwen3tts_jax import model as models
 from qwen3tts_jax.training import parts as model_parts
 
@@ -24,7 +25,9 @@ DEFAULTS = {  # where the source has none
     "generation_config.json": released.GENERATION_CONFIG,
     "preprocessor_config.json": released.PREPROCESSOR_CONFIG,
 }
-FIRST_SPEAKER = 3000  # row of the codec embedding; the official script's choice
+# Of the codec embedding, for new speakers: from 3000 of 3072 on, the official script's
+# choice.
+LAST_ROWS = 72
 NAME = r"\w[\w.-]*"
 
 
@@ -35,6 +38,7 @@ def export(
     source: Path,
     *,
     speakers: Mapping[str, np.ndarray] | None = None,
+    voices: voice_clone.Voices | None = None,
     dtype=jnp.bfloat16,
 ) -> None:
     """Write a checkpoint; the directory appears whole or not at all.
@@ -44,6 +48,8 @@ def export(
         hf_config: config.json of the model that was trained.
         source: checkpoint directory whose text tokenizer and codec are used.
         speakers: name -> float [D]; the result is a CustomVoice checkpoint.
+        voices: named voices of a Base checkpoint; those of the source are left out,
+            as the speaker encoder may have changed.
         dtype: of the weights in the file; None keeps float32.
     Raises: FileExistsError; FileNotFoundError for a source without a codec; ValueError
         for names that are taken or too many, and for vectors of another width.
@@ -68,6 +74,8 @@ def export(
         hf.save(directory, {k: (modules[k], rules[k]) for k in rules}, dtype=dtype)
         hf.write_json(directory / "config.json", hf_config)
         hf.copy_side_files(source, directory)
+        if voices:
+            voice_clone.write_voices(directory, voices)
         for name, values in DEFAULTS.items():
             if not (directory / name).exists():
                 hf.write_json(directory / name, values)
@@ -92,11 +100,12 @@ def with_speakers(hf_config: dict, names: list[str]) -> dict:
             f"{', '.join(sorted(known)) or 'the checkpoint'}; rename them in the corpus"
         )
     taken = set(known.values()) | set(talker["codec_language_id"].values())
-    free = [i for i in range(FIRST_SPEAKER, talker["vocab_size"]) if i not in taken]
+    first = talker["vocab_size"] - LAST_ROWS
+    free = [i for i in range(first, talker["vocab_size"]) if i not in taken]
     if len(names) > len(free):
         raise ValueError(
             f"got {len(names)} speakers, expected at most {len(free)}: the codec "
-            f"embedding has no more free rows from {FIRST_SPEAKER} on; leave some out"
+            f"embedding has no more free rows from {first} on; leave some out"
         )
     talker["spk_id"] = known | dict(zip(names, free))
     talker["spk_is_dialect"] = talker["spk_is_dialect"] | dict.fromkeys(names, False)

@@ -68,6 +68,8 @@ class Recipe:
     accumulate: int = 1
     mesh: Mesh | None = None
 
+    checked = ("loss", "gradient_norm")  # figures that must be finite
+
     def __post_init__(self):
         if self.adapters is not None and self.optimizer.freeze:
             raise ValueError(
@@ -218,6 +220,11 @@ class Recipe:
             parts, batch, total, state.key, packing=packing, gather=self.gather
         )
         return losses.means(sums, total, packing)
+
+    def line(self, values: dict) -> str:
+        """The losses of a report, for people."""
+        losses = values["cross_entropy"]
+        return f"codebook 0 {losses[0]:.4f}, 1..15 {losses[1:].mean():.4f}"
 
     def _gradients(self, trained, params, batch, total, key):
         """(gradients, Sums) over all rows, a part of them at a time."""

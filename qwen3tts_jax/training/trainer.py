@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,7 +23,6 @@ from qwen3tts_jax.training import log
 from qwen3tts_jax.training import meter as meters
 from qwen3tts_jax.training import state as states
 
-CHECKED = ("loss", "gradient_norm")  # what must be finite
 PARAMS, REST = "params", "rest"  # items of a checkpoint
 
 
@@ -59,14 +59,20 @@ class Trainer:
         checkpoints: checkpoint.Checkpoints,
         position: dict,
         meter: meters.Meter,
+        show: Callable[[Any, int], None] | None = None,
         say: Callable[[str], None] = print,
     ):
-        """position: JSON that names the data, saved with every state; `resume` refuses
-        a state whose data was another."""
+        """
+        Args:
+            position: JSON that names the data, saved with every state; `resume` refuses
+                a state whose data was another.
+            show: is called with a state and its step when that has been saved; writes
+                samples, on one process.
+        """
         self.recipe, self.schedule = recipe, schedule
         self.workdir, self.checkpoints = workdir, checkpoints
         self.position, self.say = position, say
-        self.meter = meter
+        self.meter, self.show = meter, show
         whole = NamedSharding(recipe.mesh, PartitionSpec())
         self._step = recipe.compiled()
         self._score = jax.jit(recipe.score, out_shardings=whole)
@@ -154,13 +160,14 @@ class Trainer:
         """Read a step's figures; the device may be busy with the next one."""
         figures = {name: np.asarray(value) for name, value in metrics.items()}
         self.meter.step(figures)
-        if not all(np.isfinite(figures[name]) for name in CHECKED):
+        if not all(np.isfinite(figures[name]) for name in self.recipe.checked):
             self._refuse(step, figures)
         if step % self.schedule.log_every == 0 or step == self.schedule.steps:
             values = self.meter.report()
             if self._log:
                 self._log.write(step, values)
-                self.say(_line(step, self.schedule.steps, values))
+                losses = self.recipe.line(values)
+                self.say(_line(step, self.schedule.steps, losses, values))
 
     def _refuse(self, step: int, figures: dict) -> None:
         self.checkpoints.wait()
@@ -170,7 +177,7 @@ class Trainer:
             if good is None
             else (f"the checkpoint of step {good} in {self.workdir} is whole")
         )
-        got = " and ".join(f"{name} {figures[name]}" for name in CHECKED)
+        got = " and ".join(f"{n} {figures[n]}" for n in self.recipe.checked)
         raise NotFinite(
             f"step {step}: got {got}, expected finite numbers; {kept}: lower the "
             "learning rate or look at the data of this step, and start again"
@@ -181,10 +188,12 @@ class Trainer:
         metric = self._look(state, step, held_out) if held_out else None
         data = dict(position=self.position, next_batch=step, meter=self.meter.kept())
         self.checkpoints.save(step, _items(state), data=data, metric=metric)
+        if self.show:
+            self.show(state, step)
         self.meter.pause()
 
     def _look(self, state, step: int, held_out) -> float:
-        """The held-out batches' mean loss, logged with its codebooks."""
+        """The held-out batches' mean loss, logged with the other figures."""
         figures = [
             {k: np.asarray(v) for k, v in self._score(state, self._place(b)).items()}
             for b in held_out()
@@ -258,16 +267,14 @@ def read_params(
     return items[PARAMS], step
 
 
-def _line(step: int, steps: int, values: dict) -> str:
+def _line(step: int, steps: int, losses: str, values: dict) -> str:
     """A report for people."""
 
     def show(name: str, form: str) -> str:
         return "-" if values[name] is None else format(values[name], form)
 
-    losses = values["cross_entropy"]
     return (
-        f"step {step}/{steps}: loss {values['loss']:.4f}, codebook 0 {losses[0]:.4f}, "
-        f"1..15 {losses[1:].mean():.4f}, "
+        f"step {step}/{steps}: loss {values['loss']:.4f}, {losses}, "
         f"gradient {values['gradient_norm']:.3f}, "
         f"{show('seconds_per_step', '.3f')} s, "
         f"{show('positions_per_second', ',.0f')} positions/s, "

@@ -31,6 +31,7 @@ from qwen3tts_jax import random_checkpoint, tiny
 HERE = pathlib.Path(__file__).parent
 RECORDING = HERE.parent / "recordings" / "allison_en.flac"
 SAMPLING = "sampling"  # a file of its own: its values depend on no weights
+TEACHERS = "teachers"  # tiny models of transformers, no checkpoint of ours
 LANGUAGE = ("generation", "predictor", "training")
 CODEC = ("encode", "decode")
 CLONING = ("speaker", "references")
@@ -175,14 +176,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = [SAMPLING, *(spec.name for spec in SPECS)]
+    names = [TEACHERS, SAMPLING, *(spec.name for spec in SPECS)]
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {names}")
     wanted = parser.parse_args().names or names
     python = official_python()
     if not set(wanted) <= set(names) or python is None:
         parser.error(f"expected names of {names}, and QWEN_TTS_PYTHON to be set")
+    if TEACHERS in wanted:
+        out = HERE / f"{TEACHERS}.safetensors"
+        run(python, "dump_teachers.py", "--out", out)
     sampling = dataclasses.replace(SPECS[0], parts=(SAMPLING,))
-    for name, spec in zip(names, (sampling, *SPECS)):
+    for name, spec in zip(names[1:], (sampling, *SPECS)):
         if name not in wanted:
             continue
         out = HERE / f"{name}.safetensors"

@@ -1,0 +1,279 @@
+"""A codec's training configuration -> the objects of the library and of the data path.
+
+The functions are those of `build`, which does the same for the language model.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import base, build, codec
+from data import crops
+from qwen3tts_jax import (
+    audio,
+    checkpoint,
+    hf,
+    released,
+    small,
+    speech_tokenizer,
+    tiny,
+)
+from qwen3tts_jax import config as configs
+from qwen3tts_jax.nn import quantizer
+from qwen3tts_jax.training import codec as codecs
+from qwen3tts_jax.training import (
+    codec_losses,
+    discriminators,
+    optimizer,
+    pictures,
+    trainer,
+)
+from qwen3tts_jax.training import codec_state as states
+from qwen3tts_jax.training import meter as meters
+
+CHECKPOINTS = build.CHECKPOINTS
+SAMPLES = "samples"  # folder of a run
+SAMPLE_FRAMES = 50  # of a clip that is written as sound and picture: 4 s
+
+
+def hf_config(config) -> dict:
+    """config.json of the codec: that of `source`, or of the size."""
+    if config.model.source:
+        return hf.read_json(hf.resolve(config.model.source) / "config.json")
+    sizes = dict(
+        zip(
+            codec.SIZES,
+            (released.tokenizer_12hz_config, small.tokenizer_config)
+            + (tiny.tokenizer_config,),
+        )
+    )
+    return sizes[config.model.size]()
+
+
+def mesh_shape(config, devices: int) -> dict[str, int]:
+    """As `build.mesh_shape`."""
+    return build.fit_mesh(config.compute.mesh, devices, rows=config.rows)
+
+
+def recipe(config, mesh) -> states.Recipe:
+    """All that is static in a step.  Raises: ValueError as `base.check`."""
+    base.check(config, codec.CHOICES, codec.COUNTS)
+    loss, quantisation = dict(config.loss), dict(config.quantizer)
+    weights = {name: loss[name] for name in (*codecs.HEARD, *codecs.OWN)}
+    dim = crops.Waves(_folders(config)).teacher_dim if config.data.teacher else 0
+    if not dim:
+        weights["semantic"] = 0.0
+    balancer = None
+    if loss["balancer"]:
+        heard = tuple((n, weights[n]) for n in codecs.HEARD if weights[n] > 0)
+        balancer = codec_losses.Balancer(heard, decay=loss["balancer_decay"])
+    if config.heard > config.frames:
+        raise ValueError(
+            f"got heard {config.heard}, expected at most frames = {config.frames}"
+        )
+    learning = quantizer.Learning(quantisation.pop("decay"), quantisation.pop("dead"))
+    return states.Recipe(
+        config=configs.Tokenizer12HzConfig.from_hf(hf_config(config)),
+        optimizer=_optimizer(config.optimizer),
+        discriminator_optimizer=_optimizer(config.discriminator_optimizer),
+        settings=codecs.Settings(
+            weights=tuple(weights.items()),
+            discriminators=discriminators.Config(**dict(config.discriminators)),
+            kind=loss["kind"],
+            balancer=balancer,
+            learning=learning,
+            teacher_dim=dim if weights["semantic"] > 0 else 0,
+            heard=config.heard,
+            train=config.train,
+            **quantisation,
+        ),
+        dtype=config.compute.dtype,
+        mesh=mesh,
+    )
+
+
+def _optimizer(values) -> optimizer.Optimizer:
+    return optimizer.Optimizer(**dict(values) | dict(freeze=tuple(values.freeze)))
+
+
+def _folders(config) -> tuple[str, ...]:
+    folders = tuple(filter(None, config.data.waves))
+    if not folders:
+        raise ValueError(
+            "got no --config.data.waves, expected folders that `python -m data.waves` "
+            "has filled"
+        )
+    return folders
+
+
+class Data:
+    """The crops of a configuration, as this process sees them.
+
+    Attributes:
+        position: JSON that says which batch a step number means.
+    """
+
+    def __init__(self, config, trained: states.Recipe):
+        self.config, self.trained = config, trained
+        self.waves = crops.Waves(_folders(config))
+        self.position = dict(
+            stage=config.name,
+            seed=config.seed,
+            rows=config.rows,
+            frames=config.frames,
+            waves=self.waves.fingerprint,
+        )
+
+    def batches(self, first: int) -> Iterator[dict]:
+        """From batch `first` on, this process's rows of each."""
+        d = self.config.data
+        made = self._crops(
+            self.waves,
+            self.config.optimizer.steps,
+            pools=tuple(crops.Pool(*pool) for pool in d.pools),
+            gain_db=tuple(d.gain_db),
+        )
+        yield from crops.loader(made, first)
+
+    def held_out(self) -> Iterator[dict]:
+        """Always the same crops of the held-out waves."""
+        d = self.config.data
+        found = crops.Waves(d.held_out)
+        yield from crops.loader(self._crops(found, d.held_out_batches))
+
+    def _crops(self, found: crops.Waves, steps: int, **options) -> crops.Crops:
+        return crops.Crops(
+            found,
+            seed=self.config.seed,
+            steps=steps,
+            rows=self.config.rows,
+            frames=self.config.frames,
+            host=jax.process_index(),
+            hosts=jax.process_count(),
+            **options,
+        )
+
+
+def schedule(config) -> trainer.Schedule:
+    return build.schedule(config)
+
+
+def meter(recipe: states.Recipe) -> meters.Meter:
+    """Times and frames; a codec's FLOPs are not counted."""
+    return meters.Meter(flops=lambda figures: 0.0, peak=None)
+
+
+def begin(config, run: trainer.Trainer) -> states.CodecState:
+    """The first state: random, from a tokenizer's weights, or from an earlier stage."""
+    params_key, state_key = jax.random.split(jax.random.key(config.seed))
+    wanted, recipe = config.model, run.recipe
+    if not wanted.hand_over:
+        params = jax.jit(recipe.fresh)(params_key)
+        if wanted.start == "weights":
+            params |= _weights(config)
+            run.say(f"took the weights of {wanted.source}")
+        return run.fresh(params, state_key)
+    earlier = checkpoint.Checkpoints(Path(wanted.hand_over) / CHECKPOINTS)
+    if wanted.take == "params":
+        params, step = trainer.read_params(earlier, recipe)
+        run.say(f"took the parameters of step {step} of {wanted.hand_over}")
+        return run.fresh(params, state_key)
+    state, _, step = trainer.read_state(earlier, recipe)
+    run.say(f"took everything of step {step} of {wanted.hand_over}")
+    return state.replace(step=jnp.zeros_like(state.step))
+
+
+def _weights(config) -> dict:
+    """Path -> array of encoder and decoder of an official speech tokenizer."""
+    if not config.model.source:
+        raise ValueError(
+            "got --config.model.start weights without --config.model.source, expected "
+            "a speech tokenizer's directory"
+        )
+    found = speech_tokenizer.Qwen3TTSTokenizer.from_pretrained(config.model.source)
+    both = dict(encoder=found.encoder, decoder=found.decoder)
+    return {
+        f"{name}.{path}": leaf
+        for name, part in both.items()
+        for path, leaf in states.flatten(part).items()
+    }
+
+
+def write_export(config, workdir: Path, out: Path) -> int:
+    """The best checkpoint of a run as an official speech tokenizer; its step."""
+    tokenizer, step = load(config, workdir)
+    tokenizer.save_pretrained(out)
+    return step
+
+
+def load(config, workdir: Path) -> tuple[speech_tokenizer.Qwen3TTSTokenizer, int]:
+    """(the codec of a run's best checkpoint, its step)."""
+    if not (workdir / CHECKPOINTS).is_dir():
+        raise FileNotFoundError(
+            f"got {workdir}, which has no checkpoints; give the --workdir of a run"
+        )
+    trained = recipe(config, build.sharding.make_mesh())
+    checkpoints = checkpoint.Checkpoints(workdir / CHECKPOINTS)
+    state, _, step = trainer.read_state(checkpoints, trained, checkpoints.best())
+    return tokenizer(config, trained, state), step
+
+
+def tokenizer(config, trained: states.Recipe, state: states.CodecState):
+    """The codec that a state stands for, as a user holds it."""
+    parts = trained.model(state, averaged=config.model.averaged)
+    source = config.model.source
+    return speech_tokenizer.Qwen3TTSTokenizer(
+        trained.config,
+        parts.encoder,
+        parts.decoder,
+        hf_config=hf_config(config),
+        source=hf.resolve(source) if source else None,
+    )
+
+
+def samples(config, data: Data, workdir: Path):
+    """A function (state, step) that writes held-out clips as sound and picture."""
+    if not tuple(config.data.held_out):
+        return None
+    found = crops.Waves(config.data.held_out)
+    chosen = np.linspace(0, len(found.clips) - 1, config.samples).astype(int)
+    waves = [found.clip(int(clip), SAMPLE_FRAMES)["wave"] for clip in chosen]
+
+    def write(state: states.CodecState, step: int) -> None:
+        codec_ = tokenizer(config, data.trained, state)
+        folder = workdir / SAMPLES / f"step-{step:07d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for clip, wave in zip(chosen, waves):
+            codes = codec_.encode(wave, audio.SAMPLE_RATE)
+            [made], rate = codec_.decode(codes)
+            name = found.ids[clip].replace("/", "_")
+            audio.write_wav(folder / f"{name}.wav", made, rate)
+            pictures.spectrograms(folder / f"{name}.png", [wave, made])
+
+    return write
+
+
+def describe(config, trained: states.Recipe, data: Data) -> str:
+    """Sizes and the data: what --dry_run prints."""
+    abstract = trained.abstract()
+    sizes: dict[str, int] = {}
+    for path, leaf in abstract.params.items():
+        part = path.split(".")[0]
+        sizes[part] = sizes.get(part, 0) + leaf.size
+    moved = sum(abstract.params[path].size for path in trained.trained())
+    seconds = data.waves.clips["samples"].sum() / audio.SAMPLE_RATE
+    return "\n".join(
+        [
+            f"codec, stage {config.name}, {config.optimizer.steps} steps",
+            f"mesh {dict(trained.mesh.shape)} of "
+            f"{trained.mesh.devices.flat[0].device_kind}",
+            "parameters: " + ", ".join(f"{n} {c:,}" for n, c in sizes.items()),
+            f"of the generator {moved:,} are trained",
+            f"a step: {config.rows} crops of {config.frames * 0.08:.2f} s",
+            f"waves: {len(data.waves.clips):,} clips, {seconds / 3600:.2f} h, teacher "
+            f"{data.waves.teacher or 'none'}",
+        ]
+    )

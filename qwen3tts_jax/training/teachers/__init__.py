@@ -1,0 +1,1 @@
+"""Semantic teachers of codec distillation: speech encoders that run before training."""

@@ -1,0 +1,246 @@
+"""The encoder of Whisper, read from a CTranslate2 directory, and its log-mel.
+
+It was trained to transcribe and translate 99 languages, on windows of 30 s whose end is
+silence.  Its positions are fixed sinusoids from 0: it runs on shorter waves too, and it
+hears when something is said; `features` has measured what both do to its states.
+Source: arXiv 2212.04356; openai/whisper.
+"""
+
+import dataclasses
+import math
+import pathlib
+import re
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from qwen3tts_jax import audio, hf, hf_keys
+from qwen3tts_jax.nn import conv, layers
+from qwen3tts_jax.training.teachers import blocks, ct2
+
+FILE = "model.bin"
+RATE = 16_000  # Hz
+N_FFT, HOP = 400, 160  # samples
+POWER_FLOOR, RANGE = 1e-10, 8.0  # before log10; powers of ten below the loudest
+STEP = 2 * HOP  # samples: one state each 20 ms
+NORM_EPS = 1e-5
+TAIL = 16_000  # samples of silence wanted after a clip
+SPEC = "WhisperSpec"
+PLAIN = "plain"  # the last state without the learnt scale and shift of its norm
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sizes; `positions` is the longest input, 1500 steps for 30 s."""
+
+    dim: int
+    heads: int
+    ffn: int
+    layers: int
+    positions: int = 1500
+    mel_bins: int = 80
+
+    @property
+    def default_layer(self) -> str:
+        """The last one, as far as it does not depend on the time (see `features`)."""
+        return PLAIN
+
+    def check(self, layer: int | str) -> None:
+        """Raises ValueError unless `hidden` knows this layer."""
+        blocks.check_layer(layer, self.layers, PLAIN)
+
+
+class Block(nnx.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)).  x: float [B, T, D]."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        dim, bias = config.dim, dict(bias=True, rngs=rngs)
+        self.attention_norm = layers.LayerNorm(dim, eps=NORM_EPS)
+        self.query_key_value = layers.Linear(dim, 3 * dim, **bias)
+        self.out = layers.Linear(dim, dim, **bias)
+        self.mlp_norm = layers.LayerNorm(dim, eps=NORM_EPS)
+        self.mlp = blocks.MLP(dim, config.ffn, rngs=rngs)
+        self.heads = config.heads
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, length, dim = x.shape
+        joined = self.query_key_value(self.attention_norm(x))
+        joined = joined.reshape(batch, length, 3, self.heads, dim // self.heads)
+        x = x + self.out(blocks.attend(*jnp.moveaxis(joined, 2, 0)))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Encoder(nnx.Module):
+    """Two convolutions, sinusoids, blocks, a last norm."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        dim, kernel = config.dim, dict(kernel_size=3, rngs=rngs)
+        self.conv1 = conv.CausalConv1d(config.mel_bins, dim, **kernel)
+        self.conv2 = conv.CausalConv1d(dim, dim, stride=2, **kernel)
+        self.positions = nnx.Param(sinusoids(config.positions, dim))
+        stack = [Block(config, rngs=rngs) for _ in range(config.layers)]
+        self.blocks = nnx.List(stack)
+        self.norm = layers.LayerNorm(dim, eps=NORM_EPS)
+        self.config = config
+
+    def __call__(self, mel: jax.Array, layer: int | str) -> jax.Array:
+        """Float [B, T/2, D], state `layer` of layers + 1; the last one is normalised.
+
+        mel: float [B, T, M] from `log_mel`, T even and at most 2 * positions.
+        layer: as in `hidden`.
+        """
+        if layer == PLAIN:
+            return blocks.choose(self._states(mel, _normalize), len(self.blocks))
+        return blocks.choose(self._states(mel, self.norm), layer)
+
+    def _states(self, mel: jax.Array, norm) -> Iterator[jax.Array]:
+        x = mel
+        for part in (self.conv1, self.conv2):
+            x = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
+            x = jax.nn.gelu(blocks.convolve(part, x), approximate=False)
+        x = x + self.positions[...][None, : x.shape[1]]
+        yield x
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            yield norm(x) if i + 1 == len(self.blocks) else x
+
+
+def _normalize(x: jax.Array) -> jax.Array:
+    """Each step to mean 0 and variance 1, in float32."""
+    wide = x.astype(jnp.float32)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + NORM_EPS)
+
+
+def hidden(
+    module: Encoder,
+    wave: jax.Array,
+    length: jax.Array,
+    *,
+    layer: int | str | None = None,
+) -> jax.Array:
+    """States of a batch; state t stands for the 20 ms about sample 320 t.
+
+    Args:
+        wave: float [B, W], 16 kHz, in [-1, 1]; W a multiple of 320, at most 480,000.
+        length: int [B], samples of each row; behind them is silence, which the encoder
+            hears, as it did in training.
+        layer: 0 to layers (0: what enters the first one; the last is normalised),
+            "average" of these, or "plain": the last one without the learnt scale and
+            shift of its norm.  None: that.
+    Returns:
+        float32 [B, W // 320, D].
+    Raises: ValueError for another W or layer.
+    """
+    c = module.config
+    samples, longest = wave.shape[1], c.positions * STEP
+    if samples % STEP or not STEP <= samples <= longest:
+        raise ValueError(
+            f"got {samples} samples, expected a multiple of {STEP}, at most {longest}; "
+            "pad with silence, cut what is longer"
+        )
+    layer = c.default_layer if layer is None else layer
+    c.check(layer)
+    wave = jnp.where(jnp.arange(samples)[None] < length[:, None], wave, 0.0)
+    return module(log_mel(wave, c.mel_bins), layer)
+
+
+def log_mel(wave: jax.Array, bins: int = 80) -> jax.Array:
+    """Float32 [B, W // 160, M], about -1 to 1, of float [B, W], 16 kHz, W % 160 = 0.
+
+    Source: openai/whisper, log_mel_spectrogram: log10 of powers, cut 8 below the
+    loudest of the row, then (x + 4) / 4.
+    """
+    wave, frames = wave.astype(jnp.float32), wave.shape[1] // HOP
+    wave = jnp.pad(wave, ((0, 0), (N_FFT // 2, N_FFT // 2)), mode="reflect")
+    # windows of five half hops, every second one: no gather
+    halves = wave.reshape(len(wave), -1, HOP // 2)  # [B, 2T + 5, 80]
+    cut = [halves[:, i : i + 2 * frames : 2] for i in range(2 * N_FFT // HOP)]
+    spectrum = jnp.fft.rfft(jnp.concatenate(cut, axis=-1) * _hann()[None, None])
+    power = spectrum.real**2 + spectrum.imag**2  # [B, T, N_FFT // 2 + 1]
+    filters = audio.mel_filterbank(
+        bins=bins, n_fft=N_FFT, rate=RATE, low=0.0, high=RATE / 2
+    )
+    mel = jnp.matmul(power, filters.T, precision=jax.lax.Precision.HIGHEST)
+    mel = jnp.log10(jnp.maximum(mel, POWER_FLOOR))  # [B, T, M]
+    loudest = jnp.max(mel, axis=(1, 2), keepdims=True)
+    return (jnp.maximum(mel, loudest - RANGE) + 4.0) / 4.0
+
+
+def _hann() -> np.ndarray:
+    """Periodic Hann window, float32 [N_FFT]."""
+    phase = 2 * np.pi * np.arange(N_FFT) / N_FFT
+    return (0.5 - 0.5 * np.cos(phase)).astype(np.float32)
+
+
+def sinusoids(length: int, dim: int) -> jax.Array:
+    """Float32 [T, D]: sines, then cosines, of D / 2 rates from 1 down to 1e-4."""
+    rate = np.exp(-math.log(10_000) / (dim // 2 - 1) * np.arange(dim // 2))
+    angle = np.arange(length)[:, None] * rate[None]
+    return jnp.asarray(np.concatenate([np.sin(angle), np.cos(angle)], 1), jnp.float32)
+
+
+def load(directory: pathlib.Path) -> tuple[Config, Encoder]:
+    """The encoder of a CTranslate2 directory, float32.
+
+    Raises:
+        FileNotFoundError: it has no model.bin.
+        ValueError: that is no Whisper model, is quantised, or is not whole.
+    """
+    path = pathlib.Path(directory) / FILE
+    model = ct2.read(path)
+    if model.spec != SPEC:
+        raise ValueError(f"{path}: got a {model.spec}, expected a {SPEC}")
+    prefix = "encoder/"
+    arrays = {k: v for k, v in model.variables.items() if k.startswith(prefix)}
+    if quantised := sorted(key for key in arrays if key.endswith("_scale")):
+        raise ValueError(
+            f"{path}: got quantised weights ({quantised[0]} and {len(quantised) - 1} "
+            "more); convert the model with --quantization float16"
+        )
+    config = _sizes(arrays, path)
+    arrays = {k: v for k, v in arrays.items() if v.ndim}  # scalars say how to compute
+    module = blocks.fill(hf.abstract(Encoder, config), _rules(), arrays, path)
+    return config, module
+
+
+def _sizes(arrays: dict[str, np.ndarray], path: pathlib.Path) -> Config:
+    shapes = {key: value.shape for key, value in arrays.items()}
+    numbers = [re.match(r"encoder/layer_(\d+)/", key) for key in arrays]
+    try:
+        dim, mel_bins, _ = shapes["encoder/conv1/weight"]
+        return Config(
+            dim=dim,
+            heads=int(arrays["encoder/num_heads"]),
+            ffn=shapes["encoder/layer_0/ffn/linear_0/weight"][0],
+            layers=1 + max(int(match[1]) for match in numbers if match),
+            positions=shapes["encoder/position_encodings/encodings"][0],
+            mel_bins=mel_bins,
+        )
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise ValueError(f"{path}: the sizes of its encoder lack {error}") from error
+
+
+def _rules() -> list[hf_keys.Rule]:
+    rules = [hf_keys.Rule("positions", "encoder/position_encodings/encodings")]
+    for name in ("conv1", "conv2"):
+        weight, bias = (f"encoder/{name}/{part}" for part in ("weight", "bias"))
+        rules.append(hf_keys.Rule(f"{name}.kernel", weight, hf_keys.CONV))
+        rules.append(hf_keys.Rule(f"{name}.bias", bias))
+    norms = dict(names=("gamma", "beta"), join="/")
+    ours, theirs = "blocks.*", "encoder/layer_*"
+    attention, mlp = f"{theirs}/self_attention", f"{theirs}/ffn"
+    rules += blocks.norm(f"{ours}.attention_norm", f"{attention}/layer_norm", **norms)
+    rules += blocks.norm(f"{ours}.mlp_norm", f"{mlp}/layer_norm", **norms)
+    for name, key in (
+        ("query_key_value", f"{attention}/linear_0"),
+        ("out", f"{attention}/linear_1"),
+        ("mlp.up", f"{mlp}/linear_0"),
+        ("mlp.down", f"{mlp}/linear_1"),
+    ):
+        rules += blocks.linear(f"{ours}.{name}", key, join="/")
+    return rules + blocks.norm("norm", "encoder/layer_norm", **norms)
