@@ -56,6 +56,8 @@ def run(config) -> None:
     """Do what the flags say."""
     build = BUILDERS[config.task]
     if COMPILE.value:
+        if config.task != "lm":
+            raise ValueError("got --compile_only of a codec; leave it out: it is small")
         if not TOPOLOGY.value:
             raise ValueError("got no --topology, expected for example v5e:16x16")
         return print(build.compile_ahead(config, TOPOLOGY.value))

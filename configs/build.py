@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import base
+from configs import base, meshes
 from data import index as indices
 from data import layouts, pipeline, plan, speakers
 from qwen3tts_jax import (
@@ -42,7 +42,6 @@ from qwen3tts_jax.training import parts as model_parts
 from qwen3tts_jax.training import state as states
 
 SPEECH_TOKENIZER = "speech_tokenizer"  # folder of a checkpoint
-MOST_FSDP = 16  # devices, where the mesh leaves it open
 CHECKPOINTS = "checkpoints"  # folder of a run
 MEL_FRAMES = 282  # of a voice: 3 s
 USUAL_POSITIONS = 180  # an utterance of 10 s, its text and marks
@@ -113,42 +112,15 @@ def recipe(config, mesh) -> states.Recipe:
 def mesh_shape(config, devices: int) -> dict[str, int]:
     """Devices along each axis, where data and fsdp may be left open by -1.
 
-    Left open, fsdp takes up to 16: more cut no memory that matters, and at 64 XLA turns
-    the gathering of weights into all-reduces (seen in steps compiled for TPUs).
-
-    Raises: ValueError if they do not use all devices, or cut the rows unevenly.
+    Raises: ValueError if they do not use all devices, or cut rows or length unevenly.
     """
-    shape = fit_mesh(
+    shape = meshes.fit(
         config.compute.mesh, devices, rows=config.rows, parts=config.accumulate
     )
     if config.length % shape["sequence"]:
         raise ValueError(
             f"got length {config.length}, expected a multiple of sequence = "
             f"{shape['sequence']}"
-        )
-    return shape
-
-
-def fit_mesh(mesh, devices: int, *, rows: int, parts: int = 1) -> dict[str, int]:
-    """config.compute.mesh with what is open filled in; the rows are cut in `parts`.
-
-    Raises: ValueError if it does not use all devices, or cuts the rows unevenly.
-    """
-    shape = {axis: mesh[axis] for axis in sharding.AXES}
-    left = devices // (shape["tensor"] * shape["sequence"])
-    if shape["fsdp"] == -1:
-        known = left if shape["data"] == -1 else left // shape["data"]
-        shape["fsdp"] = math.gcd(known, MOST_FSDP) if shape["data"] == -1 else known
-    if shape["data"] == -1:
-        shape["data"] = left // shape["fsdp"]
-    if math.prod(shape.values()) != devices:
-        raise ValueError(
-            f"got config.compute.mesh {shape}, expected a product of {devices} devices"
-        )
-    cut = shape["data"] * shape["fsdp"] * parts
-    if rows % cut:
-        raise ValueError(
-            f"got {rows} rows, expected a multiple of data * fsdp * accumulate = {cut}"
         )
     return shape
 

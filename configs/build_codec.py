@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import base, build, codec
+from configs import base, build, codec, meshes
 from data import crops
 from qwen3tts_jax import (
     audio,
     checkpoint,
     hf,
     released,
+    sharding,
     small,
     speech_tokenizer,
     tiny,
@@ -35,6 +36,7 @@ from qwen3tts_jax.training import codec_state as states
 from qwen3tts_jax.training import meter as meters
 
 CHECKPOINTS = build.CHECKPOINTS
+PREPROCESSOR = "preprocessor_config.json"
 SAMPLES = "samples"  # folder of a run
 SAMPLE_FRAMES = 50  # of a clip that is written as sound and picture: 4 s
 
@@ -55,7 +57,7 @@ def hf_config(config) -> dict:
 
 def mesh_shape(config, devices: int) -> dict[str, int]:
     """As `build.mesh_shape`."""
-    return build.fit_mesh(config.compute.mesh, devices, rows=config.rows)
+    return meshes.fit(config.compute.mesh, devices, rows=config.rows)
 
 
 def recipe(config, mesh) -> states.Recipe:
@@ -83,6 +85,7 @@ def recipe(config, mesh) -> states.Recipe:
             weights=tuple(weights.items()),
             discriminators=discriminators.Config(**dict(config.discriminators)),
             kind=loss["kind"],
+            scales=codec_losses.MelScales(silence_db=loss["silence_db"]),
             balancer=balancer,
             learning=learning,
             teacher_dim=dim if weights["semantic"] > 0 else 0,
@@ -204,8 +207,12 @@ def _weights(config) -> dict:
 
 def write_export(config, workdir: Path, out: Path) -> int:
     """The best checkpoint of a run as an official speech tokenizer; its step."""
-    tokenizer, step = load(config, workdir)
-    tokenizer.save_pretrained(out)
+    codec_, step = load(config, workdir)
+    with hf.new_directory(out) as made:
+        codec_.save_pretrained(made)
+        preprocessor = made / PREPROCESSOR
+        if not preprocessor.exists():  # a source has its own
+            hf.write_json(preprocessor, released.TOKENIZER_PREPROCESSOR_CONFIG)
     return step
 
 
@@ -215,7 +222,7 @@ def load(config, workdir: Path) -> tuple[speech_tokenizer.Qwen3TTSTokenizer, int
         raise FileNotFoundError(
             f"got {workdir}, which has no checkpoints; give the --workdir of a run"
         )
-    trained = recipe(config, build.sharding.make_mesh())
+    trained = recipe(config, sharding.make_mesh())
     checkpoints = checkpoint.Checkpoints(workdir / CHECKPOINTS)
     state, _, step = trainer.read_state(checkpoints, trained, checkpoints.best())
     return tokenizer(config, trained, state), step

@@ -1,6 +1,7 @@
 """The text vocabulary of the small family: byte-level BPE over the corpus' own texts.
 
-    python -m data.family.vocabulary --manifest corpus/manifest.jsonl --out vocabulary
+    python -m data.family.vocabulary --manifest corpus/manifest.jsonl \\
+        --languages en,zh,ja,es,fr,it,pt --out vocabulary
 
 writes vocab.json, merges.txt and tokenizer_config.json in the layout of Qwen2, which
 `text.TextTokenizer` and the official package read.  Words are cut as Qwen2 cuts them;
@@ -13,7 +14,7 @@ import collections
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import tokenizers
@@ -30,14 +31,32 @@ MOST_REPEATS = 8
 Merges = list[tuple[str, str]]
 
 
-def read(manifests: Iterable[Path]) -> dict[str, list[str]]:
-    """language -> the texts of some manifests.  Raises: as `sources.Manifest`."""
+def read(path: Path, languages: Collection[str] = ()) -> dict[str, list[str]]:
+    """language -> texts of JSON lines {"text": ..., "language": ...}, as in a manifest.
+
+    languages: names or ISO 639-1 which to take; () for all.
+    Raises: FileNotFoundError; ValueError for a line of another kind, or a language of
+        which there is no text.
+    """
+    wanted = {sources.language_name(name) for name in languages}
     found = collections.defaultdict(list)
-    for path in manifests:
-        source = sources.open_source(sources.Spec("manifest", str(path)))
-        source.check()
-        for clip in source.clips(0, len(source)):
-            found[clip.language].append(clip.text)
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            entry = json.loads(line)
+            name = sources.language_name(entry["language"])
+            said = sources.tidy(entry["text"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f'got line {number} of {path}, expected {{"text": ..., "language": '
+                f"...}} ({error!r}); correct it"
+            ) from error
+        if not wanted or name in wanted:
+            found[name].append(said)
+    if not found or wanted - found.keys():
+        raise ValueError(
+            f"got no text in {', '.join(sorted(wanted - found.keys())) or path}; leave "
+            "the language out, or add text"
+        )
     return dict(found)
 
 
@@ -146,12 +165,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--manifest", type=Path, nargs="+", required=True)
+    parser.add_argument("--manifest", type=Path, required=True, help="of a corpus")
+    parser.add_argument("--languages", default="", help="en,zh; default: all there are")
     parser.add_argument("--size", type=int, default=SIZE, help="default: %(default)s")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
     try:
-        found = write(args.out, read(args.manifest), size=args.size)
+        languages = list(filter(None, args.languages.split(",")))
+        found = write(args.out, read(args.manifest, languages), size=args.size)
     except (ValueError, OSError) as error:
         sys.exit(f"vocabulary: {error}")
     print(json.dumps(found, ensure_ascii=False))

@@ -62,17 +62,27 @@ class CausalConv1d(nnx.Module):
     def step(self, x: jax.Array, state: jax.Array) -> tuple[jax.Array, jax.Array]:
         """x: float [B, T, in] -> (float [B, T/stride, out], state)."""
         x = jnp.concatenate([state, x], axis=1)
-        y = jax.lax.conv_general_dilated(
+        y = self._convolve(x, self.kernel[...].astype(x.dtype))
+        if self.bias is not None:
+            y = y + layers.per_channel(self.bias, y)
+        return y, x[:, x.shape[1] - self.history :]
+
+    def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Without padding.  x: float [B, history + T, in]."""
+        stride, (size, in_dim, _) = self.stride, kernel.shape
+        if size % stride == 0 and self.dilation == 1:
+            # strides become channels: on a CPU the gradient takes half the time
+            x = x.reshape(len(x), -1, stride * in_dim)
+            kernel = kernel.reshape(size // stride, stride * in_dim, -1)
+            stride = 1
+        return jax.lax.conv_general_dilated(
             x,
-            self.kernel[...].astype(x.dtype),
-            (self.stride,),
+            kernel,
+            (stride,),
             "VALID",
             rhs_dilation=(self.dilation,),
             dimension_numbers=("NWC", "WIO", "NWC"),
         )
-        if self.bias is not None:
-            y = y + layers.per_channel(self.bias, y)
-        return y, x[:, x.shape[1] - self.history :]
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.step(x, self.init_state(len(x), x.dtype))[0]

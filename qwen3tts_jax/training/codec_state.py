@@ -205,7 +205,11 @@ class Recipe:
         )
         average = state.ema
         if self.optimizer.ema:
-            average = optimizer.average(state.ema, moved, self.optimizer.ema)
+            # a short memory first: else the beginning would never be forgotten
+            decay = jnp.minimum(
+                self.optimizer.ema, (1 + state.step) / (10 + state.step)
+            )
+            average = optimizer.average(state.ema, moved, decay)
         books, book_figures = self._learn(state, made, replace)
         new = state.replace(
             step=state.step + 1,

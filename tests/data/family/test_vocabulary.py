@@ -116,13 +116,19 @@ def test_the_command(tmp_path, capsys):
     assert found.keys() == {"english", "spanish"}
     assert found["spanish"]["texts"] == 1 and found["spanish"]["characters"] == 18
     assert text.TextTokenizer.from_directory(out).size == 272
-    for size, words in (("269", "270 or more"), ("2048", "more text")):
-        again = ["--manifest", str(manifest), "--size", size, "--out", f"{out}{size}"]
+    assert vocabulary.read(manifest, ["es"]) == {"spanish": ["La casa es grande."]}
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "Oh."}', "utf-8")
+    for arguments, words in (
+        (["--manifest", manifest, "--size", 269], "270 or more"),
+        (["--manifest", manifest, "--size", 2048], "more text"),
+        (["--manifest", manifest, "--languages", "en,zh"], "no text in chinese"),
+        (["--manifest", bad], "line 1 of"),
+        (["--manifest", "nowhere"], "No such file"),
+    ):
         with pytest.raises(SystemExit, match=words):
-            vocabulary.main(again)
-        assert not pathlib.Path(f"{out}{size}").exists()
-    with pytest.raises(SystemExit, match="no such file"):
-        vocabulary.main(["--manifest", "nowhere", "--out", str(tmp_path / "x")])
+            vocabulary.main([*map(str, arguments), "--out", str(tmp_path / "not")])
+        assert not (tmp_path / "not").exists()
 
 
 def test_a_vocabulary_that_splits_the_role_is_refused(made, tmp_path):
