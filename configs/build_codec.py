@@ -103,13 +103,17 @@ def _optimizer(values) -> optimizer.Optimizer:
 
 
 def _folders(config) -> tuple[str, ...]:
-    folders = tuple(filter(None, config.data.waves))
+    folders = _listed(config.data.waves)
     if not folders:
         raise ValueError(
             "got no --config.data.waves, expected folders that `python -m data.waves` "
             "has filled"
         )
     return folders
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
 
 
 class Data:
@@ -144,7 +148,7 @@ class Data:
     def held_out(self) -> Iterator[dict]:
         """Always the same crops of the held-out waves."""
         d = self.config.data
-        found = crops.Waves(d.held_out)
+        found = crops.Waves(_listed(d.held_out))
         yield from crops.loader(self._crops(found, d.held_out_batches))
 
     def _crops(self, found: crops.Waves, steps: int, **options) -> crops.Crops:
@@ -243,9 +247,9 @@ def tokenizer(config, trained: states.Recipe, state: states.CodecState):
 
 def samples(config, data: Data, workdir: Path):
     """A function (state, step) that writes held-out clips as sound and picture."""
-    if not tuple(config.data.held_out):
+    if not config.data.held_out:
         return None
-    found = crops.Waves(config.data.held_out)
+    found = crops.Waves(_listed(config.data.held_out))
     chosen = np.linspace(0, len(found.clips) - 1, config.samples).astype(int)
     waves = [found.clip(int(clip), SAMPLE_FRAMES)["wave"] for clip in chosen]
 

@@ -3,19 +3,20 @@
     python -m data.waves --manifest corpus/manifest.jsonl --out waves \\
         --teacher whisper --teacher_dir WHISPER
     python train.py --config configs/codec.py:stage=warm,size=small \\
-        --config.data.waves=waves, --workdir=WARM
+        --config.data.waves=waves --workdir=WARM
     python train.py --config configs/codec.py:stage=gan,size=small \\
-        --config.data.waves=waves, --config.model.hand_over=WARM --workdir=RUN
+        --config.data.waves=waves --config.model.hand_over=WARM --workdir=RUN
     python train.py --config configs/codec.py:stage=gan,size=small \\
-        --config.data.waves=waves, --workdir=RUN --export CODEC
+        --config.data.waves=waves --workdir=RUN --export CODEC
 
 stage: warm (mel and teacher alone: cheap), gan (all losses; begin it with
 --config.model.hand_over=RUN of warm), mimi (adversarial and feature losses only, their
 gradients balanced), decoder (the decoder of --config.model.source alone, codes frozen:
-for better or other data).  size: 12hz (released widths), small, tiny.
+for better or other data).  size: 12hz (released widths), small, tiny.  device: cpu
+(two cores) or gpu, which alters the batches and discriminators of small.
 
-On a CPU start it with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the environment: XLA maps
-its memory anew in every step, and large pages save 20 to 30 % of the time.
+On a CPU start it with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the environment: XLA
+maps its memory anew in every step, and large pages save 20 to 30 % of the time.
 
 The paper names the losses and no number (arXiv 2601.15621): weights are DAC's, the
 quantiser's and the balancer's settings Mimi's, the rest choices of this project.
@@ -26,6 +27,7 @@ import ml_collections
 from configs import base
 
 SIZES = ("12hz", "small", "tiny")
+DEVICES = ("cpu", "gpu")
 STAGES = ("gan", "warm", "mimi", "decoder")
 CHOICES = {
     "compute.dtype": ("bfloat16", "float32"),
@@ -58,8 +60,8 @@ TINY = dict(
 
 
 def get_config(text: str = "") -> ml_collections.ConfigDict:
-    """text: stage=...,size=..., as after the colon of --config."""
-    chosen = base.parse(text, stage=STAGES, size=SIZES)
+    """text: stage=...,size=...,device=..., as after the colon of --config."""
+    chosen = base.parse(text, stage=STAGES, size=SIZES, device=DEVICES)
     stage, size = chosen["stage"], chosen["size"]
     config = _fields(size)
     config.name = stage
@@ -69,10 +71,12 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
         config.discriminators.update(TINY)
         config.compute.dtype = "float32"
     if size == "small":
-        # for two CPU cores; on a GPU: rows 32, frames 100, heard 25, and WIDE
-        config.update(rows=4, frames=48, heard=12)
-        config.discriminators.update(NARROW)
-        config.compute.dtype = "float32"
+        if chosen["device"] == "cpu":
+            config.update(rows=4, frames=36, heard=12)
+            config.discriminators.update(NARROW)
+            config.compute.dtype = "float32"
+        else:
+            config.rows = 32
     return config.lock()
 
 
@@ -122,8 +126,8 @@ def _fields(size: str) -> ml_collections.ConfigDict:
                 averaged=True,  # whether --export takes the averaged generator
             ),
             data=dict(
-                waves=("",),  # folders that data/waves.py filled
-                held_out=(),  # others, to look at when saving; () for none
+                waves="",  # folders that data/waves.py filled, with commas between
+                held_out="",  # others, to look at when saving; "" for none
                 held_out_batches=8,
                 teacher=True,  # whether the teacher in `waves` is used
                 pools=((1.0, ""),),  # (weight, pattern over a clip's source) each

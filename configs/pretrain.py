@@ -8,7 +8,7 @@ Command   python train.py --config configs/pretrain.py:stage=s1,size=0.6B \\
           the family that the package ships (add its voices when it is exported:
           --export=OUT --config.model.export_voices="('NAME=SPEAKER', ...)").
 Hardware  0.6B and 1.7B: 64 chips of 16 GB and more (see --compile_only); small: two CPU
-          cores, or one GPU with what GPU says below; tiny: a CPU.
+          cores, or one GPU (device=gpu); tiny: a CPU.
 Time      derived, not measured, for 5 million hours (225 G frames) at an MFU of 40 %:
           1.7B 3,030 H100-hours (1,850 with predictor_fraction=1/16); 0.6B 1,780 (630).
 Metric    nothing was pretrained at full size yet.  At step 0 every codebook stands near
@@ -57,20 +57,20 @@ TINY_ROWS = dict(s1=4, s2=4, s3=1)
 TINY_LONG = 3.0  # seconds: the recordings at hand are short
 
 # The small family, on two CPU cores: ten hours of speech are 80 steps of s1.
-# GPU: --config.rows=64 (s3: 32) --config.loss.predictor_fraction=0.5
-#      --config.compute.dtype=bfloat16 --config.data.workers=4
 SMALL = dict(
     s1=dict(length=1024, rows=8, steps=6000, peak=1e-3, warmup=200),
     s2=dict(length=1024, rows=8, steps=1000, peak=3e-4, warmup=50),
     s3=dict(length=2048, rows=4, steps=500, peak=1e-4, warmup=50),
 )
+GPU_ROWS = dict(s1=64, s2=64, s3=32)
 SMALL_LONG = 10.0  # seconds: paragraphs
 
 
 def get_config(text: str = ""):
-    """text: "stage=s1|s2|s3,size=0.6B|1.7B|small|tiny"."""
+    """text: "stage=s1|s2|s3,size=0.6B|1.7B|small|tiny,device=cpu|gpu" (of small)."""
     sizes = ("0.6B", "1.7B", "small", "tiny")
-    chosen = base.parse(text, stage=tuple(STAGES), size=sizes)
+    devices = ("cpu", "gpu")
+    chosen = base.parse(text, stage=tuple(STAGES), size=sizes, device=devices)
     stage, size = chosen["stage"], chosen["size"]
     config, values = base.get_config(), dict(STAGES[stage])
     config.name, config.model.size = stage, size
@@ -83,6 +83,9 @@ def get_config(text: str = ""):
         _shrink(config, stage)
     if size == "small":
         _set_small(config, stage)
+        if chosen["device"] == "gpu":
+            config.rows, config.loss.predictor_fraction = GPU_ROWS[stage], 0.5
+            config.compute.dtype, config.data.workers = "bfloat16", 4
     return config
 
 

@@ -1,6 +1,6 @@
 """Waves for codec training: recordings -> shards of samples, mapped into memory.
 
-    python -m data.waves --source manifest --manifest corpus/manifest.jsonl --out waves
+    python -m data.waves --manifest corpus/manifest.jsonl --out waves
         [--teacher whisper --teacher_dir DIR]
 
 A shard is a folder of three arrays: wave.npy, int16 [frames * 1920], the clips one

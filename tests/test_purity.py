@@ -23,6 +23,7 @@ from qwen3tts_jax import config as configs
 from qwen3tts_jax.nn import attention, conv, layers, quantizer, transformer
 from qwen3tts_jax.tokenizer_12hz import decoder as decoders
 from qwen3tts_jax.tokenizer_12hz import encoder as encoders
+from qwen3tts_jax.training import discriminators
 from qwen3tts_jax.training.teachers import blocks as teacher_blocks
 from qwen3tts_jax.training.teachers import wavlm, whisper
 
@@ -116,10 +117,23 @@ def vq_calls(part):
     return dict(encode=[(floats(B, T, 5), 4)], decode=[(ints(B, T, 4),)])
 
 
+def trained_vq_calls(part):
+    return vq_calls(part) | dict(
+        books=[()], quantize=[(floats(B, T, 5), jnp.full(B, 2), 4)]
+    )
+
+
 def decoder_calls(part):
     codes = ints(B, T, CODEC.quantizers)
     properties = dict(dtype=PROPERTY, samples_per_frame=PROPERTY)
-    return stepped(codes)(part) | dict(decode=[(codes,)]) | properties
+    state, c = part.init_state(B), CODEC.decoder
+    return (
+        stepped(codes)(part)
+        | dict(decode=[(codes,)])
+        | dict(contextualize=[(floats(B, T, c.codebook_dim), state)])
+        | dict(synthesize=[(floats(B, T, c.latent_dim), state)])
+        | properties
+    )
 
 
 def encoder_calls(part):
@@ -132,6 +146,18 @@ def new(kind, *args, **options):
     if "rngs" not in inspect.signature(kind.__init__).parameters:
         return lambda: kind(*args, **options)
     return lambda: kind(*args, **options, rngs=nnx.Rngs(0))
+
+
+JUDGES = discriminators.Config(
+    periods=(3,), period_channels=(2, 2), stft_ffts=(16,), stft_channels=2
+)
+JUDGED = only(floats(B, 60))
+
+
+def stack_of_judges():
+    rngs = nnx.Rngs(0)
+    convs = [discriminators.Conv(4, 4, kernel_size=(3, 3), rngs=rngs) for _ in "ab"]
+    return discriminators.Stack(convs, slope=0.1)
 
 
 WHISPER = whisper.Config(dim=4, heads=2, ffn=6, layers=2, positions=8)
@@ -187,7 +213,7 @@ TABLE = [
     (new(conv.CausalConvTranspose1d, 4, 5, kernel_size=4, stride=2), stepped(X)),
     (new(conv.ConvNeXtBlock, 4), stepped(X)),
     (new(conv.SnakeBeta, 4), only(X)),
-    (new(quantizer.ResidualVQ, 4, has_initialized=True, **VQ), vq_calls),
+    (new(quantizer.ResidualVQ, 4, has_initialized=True, **VQ), trained_vq_calls),
     (new(quantizer.SplitResidualVQ, 4, semantic=1, **VQ), vq_calls),
     (new(attention.Attention, STACK), attention_calls),
     (new(attention.Attention, WINDOWED), WINDOW_CALL),
@@ -224,6 +250,11 @@ TABLE = [
         only(X, jnp.full(B, 3)),
     ),
     (new(encoders.Encoder, CODEC.encoder), encoder_calls),
+    (new(discriminators.Conv, 4, 5, kernel_size=(3, 3)), only(floats(B, 3, 4, 4))),
+    (stack_of_judges, only(floats(B, 3, 4, 4))),
+    (new(discriminators.PeriodDiscriminator, JUDGES, period=3), JUDGED),
+    (new(discriminators.STFTDiscriminator, JUDGES, window=16), JUDGED),
+    (new(discriminators.Discriminators, JUDGES), JUDGED),
     (new(teacher_blocks.MLP, 4, 6), only(X)),
     (new(whisper.Block, WHISPER), only(X)),
     (new(whisper.Encoder, WHISPER), layer_calls(floats(B, 6, 80))),

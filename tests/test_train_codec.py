@@ -61,8 +61,8 @@ class Command:
 
     def __init__(self, programs: pathlib.Path, folder: pathlib.Path):
         self.programs = programs
-        self.fields = TINY | {"data.waves": (str(folder),)}
-        self.fields |= {"data.held_out": (str(folder),)}
+        self.fields = TINY | {"data.waves": str(folder)}
+        self.fields |= {"data.held_out": str(folder)}
 
     def run(self, workdir, *more: str, stage="gan", code=0, **fields) -> str:
         """What it said.  fields: of the configuration, with __ for a dot."""
@@ -202,7 +202,7 @@ def test_the_decoder_alone_is_trained_further(command, exported, tmp_path):
 @pytest.mark.parametrize(
     "fields, says",
     [
-        (dict(data__waves=("",)), "got no --config.data.waves"),
+        (dict(data__waves=""), "got no --config.data.waves"),
         (dict(heard=9), "got heard 9, expected at most frames = 4"),
         (dict(rows=0), "config.rows 0, expected 1 or more"),
         (dict(model__start="weights"), "without --config.model.source"),
