@@ -23,7 +23,6 @@ from qwen3tts_jax import audio, hf, model, prompt, sampling, sinks, voice_clone
 from qwen3tts_jax import config as configs
 from qwen3tts_jax.serving import session
 
-FRAME_RATE = 12.5  # Hz
 SAMPLING = dict(temperature=float, top_k=int, top_p=float)  # flags for both heads
 USED_BY = dict(ref_audio="Base", ref_text="Base", x_vector_only="Base") | dict(
     speaker="CustomVoice or Base", instruct="VoiceDesign or 1.7B CustomVoice"
@@ -57,7 +56,8 @@ def check_variant(args, path: pathlib.Path) -> tuple[str, dict]:
     """Refuse what this checkpoint cannot do; returns its name and its own arguments."""
     config = configs.Qwen3TTSConfig.from_hf(hf.read_json(path / "config.json"))
     size, voice = config.size.replace("b", ".") + "B", {}  # 0b6, 1b7
-    name = f"{size} {config.variant.title().replace('_', '')}"
+    kind = config.variant.title().replace("_", "")
+    name = "25Hz " * config.single_codebook + f"{size} {kind}"
     for flag, users in USED_BY.items():
         value, usable = getattr(args, flag), name.endswith(tuple(users.split(" or ")))
         only = f"got --{flag} with a {name} model; only {users} can use it"
@@ -66,9 +66,10 @@ def check_variant(args, path: pathlib.Path) -> tuple[str, dict]:
     prompt.language_id(config.talker, args.language, None)
     if config.variant == "custom_voice":
         prompt.speaker_id(config.talker, args.speaker or "(none: give --speaker)")
+    voices = voice_clone.read_voices(path, config)
     if config.variant == "base":
         voice["x_vector_only_mode"] = voice.pop("x_vector_only")
-        voice_clone.check(voice_clone.read_voices(path, config), **voice)
+        voice_clone.check(voices, **voice)
         voice |= dict(ref_audio=audio.read(args.ref_audio)) if args.ref_audio else {}
     return name, voice
 
@@ -85,8 +86,8 @@ def speak(args) -> dict:
     print("reference analysed" if args.ref_audio else "loaded", file=sys.stderr)
     start, options["seed"], first = time.perf_counter(), args.seed, {}
 
-    def report(frames: int) -> dict:
-        seconds, wall = frames / FRAME_RATE, round(time.perf_counter() - start, 3)
+    def report(frames: int, rate: float = bundle.config.frame_rate) -> dict:
+        seconds, wall = frames / rate, round(time.perf_counter() - start, 3)
         rtf = round(wall / seconds, 3)  # with the compiling that a first run needs
         print(f"{frames} frames, {seconds:.1f} s, RTF {rtf:.2f}", file=sys.stderr)
         return dict(frames=frames, audio_seconds=seconds, wall_seconds=wall, rtf=rtf)
@@ -124,10 +125,10 @@ def main(argv: list[str] | None = None) -> None:
     add("--x_vector_only", action="store_true", help="Base: clone without ref_text")
     add("--out", type=path, default="out.wav", help="WAV; - is PCM to stdout")
     add("--stream", action="store_true", help="write sound while it is made")
-    add("--codes_out", type=path, help=".npy file for the codes, int32 [T, 16]")
+    add("--codes_out", type=path, help=".npy file for the codes, int32 [T, 16 or 1]")
     add("--seed", type=int, default=secrets.randbits(31), help="default: a fresh one")
     add("--greedy", action="store_true", help="draw nothing, in either head")
-    add("--max_frames", type=int, help="of 80 ms; default: a guard against runaways")
+    add("--max_frames", type=int, help="of 80 ms, at 25 Hz 40; default: a guard")
     add("--dtype", choices=("float32", "bfloat16"), help="default: float32 on CPU only")
     add("--weights", choices=("int8", "float8"), help="in one byte each: not exact")
     add("--repetition_penalty", type=float, help="on codebook 0; 1 for none")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qwen3tts_jax import audio, model, placement, speech_tokenizer
+from qwen3tts_jax import audio, model, placement, speech_tokenizer_base
 
 KINDS = ("none", "mel", "x_vector")
 ROWS = 16  # of the program; a last group is filled with empty rows
@@ -64,7 +64,7 @@ class Voices:
         encoder = self.encoder
         if encoder is None:
             return ""
-        return speech_tokenizer.fingerprint_of(encoder.config, encoder)
+        return speech_tokenizer_base.fingerprint_of(encoder.config, encoder)
 
     def describe(self, waves: list[np.ndarray]) -> list[dict]:
         """For each wave, float32 [W] at 24 kHz, the fields of its record.

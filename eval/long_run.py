@@ -20,7 +20,7 @@ import time
 import jax
 import numpy as np
 
-from eval import our_speed
+from eval import codec_speed, our_speed
 from qwen3tts_jax import generate, model, placement, prompt, sampling
 from qwen3tts_jax.serving import engine, session
 
@@ -96,7 +96,7 @@ def codec_seconds(bundle, codes: np.ndarray) -> float:
     chunk = codes[None, :CODEC_FRAMES]
     with placement.exact():
         times = [
-            our_speed.timed(step, tokenizer.decoder, chunk, state)[0]
+            codec_speed.timed(step, tokenizer.decoder, chunk, state)[0]
             for _ in range(CODEC_TURNS + 1)
         ]
     return min(times[1:]) / CODEC_FRAMES

@@ -9,8 +9,12 @@ its own that has qwen-tts:
 What torchaudio and sox serve (the 25 Hz tokenizer's speaker front end) is not used
 here, and either may fail to import, so both may be empty: torchaudio keeps only its
 pure Python parts, whose import needs no compiled library.
+
+A 25Hz checkpoint is measured in parts, see `eval.speed`: the language model without
+codec and predictor, and the classes of the codec without the x-vector model.
 """
 
+import contextlib
 import importlib.machinery
 import importlib.metadata
 import importlib.util
@@ -21,6 +25,7 @@ import shutil
 import sys
 import time
 import types
+from unittest import mock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -43,10 +48,13 @@ import numpy as np  # noqa: E402
 import qwen_tts  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from qwen_tts.core import Qwen3TTSTokenizerV1Model  # noqa: E402
+from qwen_tts.core.models import modeling_qwen3_tts  # noqa: E402
 
 transformers.logging.set_verbosity_error()
 
 FEW_FRAMES = 2  # the short run, whose time is taken off the long one's
+REFERENCE_FRAMES, MEL_LEVEL = 300, -5.0  # of a 25Hz reference mel, as on our side
 METHODS = dict(
     base="generate_voice_clone",
     custom_voice="generate_custom_voice",
@@ -69,6 +77,11 @@ class Stopwatch:
 class CodesKept:
     """Stands where the codec is, so that speaking stops at the codes."""
 
+    def encode(self, waves, sr: int):
+        """No codes: of a reference only the speaker embedding is used."""
+        count = len(waves) if isinstance(waves, list) else 1
+        return types.SimpleNamespace(audio_codes=[None] * count)
+
     def decode(self, encoded):
         self.codes = encoded[0]["audio_codes"].cpu().numpy()
         return [None], None
@@ -87,14 +100,29 @@ def load(job: dict):
     """The checkpoint, with an end token that greedy choice never takes."""
     place = {} if job["device"] == "cpu" else dict(device_map=job["device"])
     dtype = getattr(torch, job["dtype"])
-    tts = qwen_tts.Qwen3TTSModel.from_pretrained(job["model"], dtype=dtype, **place)
+    with without_codec() if job["single_codebook"] else contextlib.nullcontext():
+        tts = qwen_tts.Qwen3TTSModel.from_pretrained(job["model"], dtype=dtype, **place)
     eos = tts.model.config.talker_config.codec_eos_token_id
     tts.model.talker.codec_head.weight.data[eos] = 0
+    if job["single_codebook"]:
+        tts.model.talker.code_predictor.generate = no_more_codes
     return tts
 
 
+def without_codec():
+    """Loading of a 25Hz checkpoint, whose codec does not load without CAM++."""
+    loader = types.SimpleNamespace(from_pretrained=lambda *_, **__: CodesKept())
+    return mock.patch.object(modeling_qwen3_tts, "Qwen3TTSTokenizer", loader)
+
+
+def no_more_codes(inputs_embeds, **_):
+    """What the predictor of a single codebook has to say; the official one fails."""
+    nothing = torch.zeros(len(inputs_embeds), 0, dtype=torch.long)
+    return types.SimpleNamespace(sequences=nothing.to(inputs_embeds.device))
+
+
 def frame_maker(tts, job: dict):
-    """The public method as count -> codes [count, 16], without the codec."""
+    """The public method as count -> codes [count, Q], without the codec."""
     request = dict(job["request"])
     if reference := request.pop("ref_audio", None):
         only = request.pop("x_vector_only_mode")
@@ -116,18 +144,63 @@ def frame_maker(tts, job: dict):
     return make
 
 
-def time_codec(codec, codes: np.ndarray, wave: np.ndarray, rate: int, device) -> dict:
-    """Seconds of decoding and encoding, best of two after one unmeasured call each."""
-    calls = dict(
-        seconds_decode_10s=lambda: codec.decode([dict(audio_codes=codes)]),
-        seconds_encode_10s=lambda: codec.encode(wave, sr=rate),
-    )
+def best(calls: dict, device: str) -> dict:
+    """Name -> seconds of the better of two calls, after an unmeasured one."""
     for call in calls.values():
         call()
     return {
         key: min(timed(device, call)[0] for _ in range(2))
         for key, call in calls.items()
     }
+
+
+def time_codec(codec, codes: np.ndarray, wave: np.ndarray, job: dict) -> dict:
+    """Seconds of decoding and encoding."""
+    calls = dict(
+        seconds_decode=lambda: codec.decode([dict(audio_codes=codes)]),
+        seconds_encode=lambda: codec.encode(wave, sr=job["wave_rate"]),
+    )
+    return best(calls, job["device"])
+
+
+class Codec25Hz:
+    """The 25Hz codec alone, without the x-vector model that its loader asks for."""
+
+    def __init__(self, job: dict):
+        read = transformers.PreTrainedModel.from_pretrained.__func__
+        directory = os.path.join(job["model"], "speech_tokenizer")
+        model = read(Qwen3TTSTokenizerV1Model, directory, dtype=torch.float32)
+        self.model, self.device = model.eval().to(job["device"]), job["device"]
+        rng, config = np.random.default_rng(1), self.model.decoder.dit.config
+        vector = rng.normal(size=(1, config.enc_emb_dim))
+        mel = rng.normal(size=(1, REFERENCE_FRAMES, config.mel_dim))
+        self.vector = self._tensor(vector / np.linalg.norm(vector))
+        self.reference = self._tensor(MEL_LEVEL + 2 * mel)
+
+    def _tensor(self, x: np.ndarray) -> torch.Tensor:
+        return torch.tensor(np.float32(x), device=self.device)
+
+    @torch.inference_mode()
+    def decode(self, codes: np.ndarray):
+        """Wave of codes [T, 1], in nobody's voice."""
+        codes = torch.from_numpy(codes.T.astype(np.int64)).to(self.device)
+        return self.model.decode(codes, self.vector, self.reference)
+
+    @torch.inference_mode()
+    def time(self, codes: np.ndarray, wave: np.ndarray) -> dict:
+        """Seconds of decoding, of its parts, and of making codes."""
+        dit, bigvgan = self.model.decoder.dit, self.model.decoder.bigvgan
+        code_row = torch.from_numpy(codes.T.astype(np.int64)).to(self.device)
+        frames = len(codes) * dit.config.repeats
+        mel = self._tensor(np.full((1, dit.config.mel_dim, frames), MEL_LEVEL))
+        wave = self._tensor(wave)
+        calls = dict(
+            seconds_decode=lambda: self.decode(codes),
+            seconds_codes=lambda: self.model.encoder.quantize_speech([wave]),
+            seconds_dit=lambda: dit.sample(self.vector, self.reference, code_row),
+            seconds_bigvgan=lambda: bigvgan(mel),
+        )
+        return best(calls, self.device)
 
 
 def peak_memory(device: str) -> float:
@@ -139,8 +212,8 @@ def peak_memory(device: str) -> float:
 
 
 def measure(job: dict) -> dict:
-    """Everything but the start; see `eval.speed.measure`."""
-    device, frames = job["device"], job["frames"]
+    """Everything but the start; see `eval.our_speed.measure`."""
+    device, frames, single = job["device"], job["frames"], job["single_codebook"]
     load_seconds, tts = timed(device, load, job)
     make = frame_maker(tts, job)
     first, _ = timed(device, make, FEW_FRAMES)
@@ -148,29 +221,38 @@ def measure(job: dict) -> dict:
     predictor = tts.model.talker.code_predictor
     watch = predictor.generate = Stopwatch(predictor.generate, device)
     many, codes = timed(device, make, frames)
-    codec = tts.model.speech_tokenizer
-    codec.decode([dict(audio_codes=codes)])
-    peak = peak_memory(device)
     frame = (many - few) / (frames - FEW_FRAMES)
-    rng = np.random.default_rng(0)
-    return dict(
+    found = dict(
         seconds_load=load_seconds,
         seconds_compile=first - few,
         seconds_prefill=few - FEW_FRAMES * frame,
         seconds_per_frame=frame,
-        seconds_per_frame_predictor=watch.seconds / frames,
-        seconds_per_frame_talker=frame - watch.seconds / frames,
-        peak_memory_gib=peak,
-        codec_dtype=str(codec.model.dtype).removeprefix("torch."),
         codes=codes.tolist(),
-        **time_codec(
-            codec,
-            rng.integers(0, job["codebook"], (job["codec_frames"], codes.shape[1])),
-            rng.normal(0, 0.1, job["wave_samples"]).astype(np.float32),
-            job["wave_rate"],
-            device,
-        ),
     )
+    if not single:
+        predicting = watch.seconds / frames
+        found["seconds_per_frame_predictor"] = predicting
+        found["seconds_per_frame_talker"] = frame - predicting
+    return found | measure_codec(tts, codes, job)
+
+
+def measure_codec(tts, made: np.ndarray, job: dict) -> dict:
+    """The codec, and the memory that it and the model take to decode what was made."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, job["codebook"], (job["codec_frames"], made.shape[1]))
+    wave = rng.normal(0, 0.1, job["wave_samples"]).astype(np.float32)
+    if job["single_codebook"]:
+        codec = Codec25Hz(job)
+        codec.decode(made)
+        peak, dtype = peak_memory(job["device"]), codec.model.dtype
+        seconds = codec.time(codes, wave)
+    else:
+        codec = tts.model.speech_tokenizer
+        codec.decode([dict(audio_codes=made)])
+        peak, dtype = peak_memory(job["device"]), codec.model.dtype
+        seconds = time_codec(codec, codes, wave, job)
+    name = str(dtype).removeprefix("torch.")
+    return seconds | dict(peak_memory_gib=peak, codec_dtype=name)
 
 
 def start(job: dict) -> dict:

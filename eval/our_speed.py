@@ -4,7 +4,6 @@ python -m eval.our_speed '{"task": "measure", ...}'
 """
 
 import dataclasses
-import functools
 import json
 import platform
 import resource
@@ -18,12 +17,11 @@ import jaxlib
 import numpy as np
 from flax import struct
 
-from eval import stream_speed, weight_agreement
+from eval import codec_speed, packet_speed, stream_speed, weight_agreement
 from qwen3tts_jax import generate, model, placement, sampling
 
 FEW_FRAMES = 2  # the short run, whose time is taken off the long one's
 READ_BYTES = dict(cpu=2**30, other=2**32)  # much more than any cache holds
-CODEC_GROUPS = {1: 8, 8: 4}  # frames decoded at once -> how often, for one timing
 NO_TOKEN = -1  # as the id of the end token: the model then has none
 
 
@@ -40,13 +38,6 @@ class SilentPredictor:
         return jnp.float32(0)
 
 
-def timed(function, *args):
-    """(seconds, result)."""
-    start = time.perf_counter()
-    result = jax.block_until_ready(function(*args))
-    return time.perf_counter() - start, result
-
-
 def load(job: dict) -> model.Qwen3TTSModel:
     """The checkpoint, without an end token, so that only a count ends its frames."""
     bundle = model.Qwen3TTSModel.from_pretrained(
@@ -58,7 +49,7 @@ def load(job: dict) -> model.Qwen3TTSModel:
 
 
 def frame_maker(bundle: model.Qwen3TTSModel, job: dict):
-    """(count, language model) -> codes [count, 16] of the job's request."""
+    """(count, language model) -> codes [count, Q] of the job's request."""
     utterance = stream_speed.utterance(bundle, job)
 
     def make(count: int, lm: generate.LanguageModel) -> np.ndarray:
@@ -78,9 +69,9 @@ def frame_maker(bundle: model.Qwen3TTSModel, job: dict):
 
 def time_frames(make, lm, frames: int) -> tuple[dict, np.ndarray]:
     """Seconds to compile, before the first frame and per frame; the codes."""
-    first, _ = timed(make, frames, lm)
-    few = min(timed(make, FEW_FRAMES, lm)[0] for _ in range(3))
-    many, codes = timed(make, frames, lm)
+    first, _ = codec_speed.timed(make, frames, lm)
+    few = min(codec_speed.timed(make, FEW_FRAMES, lm)[0] for _ in range(3))
+    many, codes = codec_speed.timed(make, frames, lm)
     frame = (many - few) / (frames - FEW_FRAMES)
     seconds = dict(
         seconds_compile=first - many,
@@ -115,48 +106,7 @@ def time_predictor(lm: generate.LanguageModel, options: dict, frames: int) -> fl
     params = sampling.Options.merge(options, {}).sampling()
     with placement.exact():
         predict_frames(lm, params, 1).block_until_ready()
-        return timed(predict_frames, lm, params, frames)[0] / frames
-
-
-def time_codec(codec, job: dict) -> dict:
-    """Seconds of decoding and encoding, best of two after one unmeasured call each."""
-    rng = np.random.default_rng(0)
-    codes = rng.integers(
-        0, job["codebook"], (job["codec_frames"], codec.config.quantizers)
-    )
-    wave = rng.normal(0, 0.1, job["wave_samples"]).astype(np.float32)
-    calls = dict(
-        seconds_decode_10s=lambda: codec.decode([codes]),
-        seconds_encode_10s=lambda: codec.encode(wave, sr=job["wave_rate"]).audio_codes,
-    )
-    for call in calls.values():
-        call()
-    return {k: min(timed(call)[0] for _ in range(2)) for k, call in calls.items()}
-
-
-@functools.partial(jax.jit, donate_argnames="state")
-def decode_group(decoder, codes, state):
-    """One group of frames as streams decode it: see `Decoder.step`."""
-    return decoder.step(codes, state)
-
-
-def time_groups(codec, job: dict) -> dict:
-    """Seconds per frame of the streaming codec, for groups of 1 and of 8 frames."""
-    rng, seconds = np.random.default_rng(0), {}
-    for size, times in CODEC_GROUPS.items():
-        codes = rng.integers(0, job["codebook"], (1, size, codec.config.quantizers))
-        codes, state = jnp.asarray(codes, jnp.int32), codec.empty_state()
-
-        def groups(state, codes=codes, times=times):
-            for _ in range(times):
-                _, state = decode_group(codec.decoder, codes, state)
-            return state
-
-        with placement.exact():
-            _, state = timed(groups, state)
-            best, _ = timed(groups, state)
-        seconds[f"seconds_per_frame_codec_{size}"] = best / (size * times)
-    return seconds
+        return codec_speed.timed(predict_frames, lm, params, frames)[0] / frames
 
 
 def parameter_bytes(module) -> int:
@@ -165,14 +115,14 @@ def parameter_bytes(module) -> int:
 
 
 def bytes_per_frame(lm: generate.LanguageModel) -> dict[str, int]:
-    """Bytes of weights that talker and predictor read for one frame."""
+    """Bytes of weights that talker and, at 12.5 Hz, predictor read for one frame."""
     talker, predictor = lm.talker, lm.predictor
+    read = dict(talker=parameter_bytes((talker.transformer, talker.codec_head)))
+    if predictor is None:
+        return read
     passes = predictor.config.code_groups - 1  # the first reads once for two positions
     again = parameter_bytes((predictor.transformer, predictor.projection))
-    return dict(
-        talker=parameter_bytes((talker.transformer, talker.codec_head)),
-        predictor=passes * again + parameter_bytes(predictor.heads),
-    )
+    return read | dict(predictor=passes * again + parameter_bytes(predictor.heads))
 
 
 def read_rate() -> float:
@@ -186,7 +136,9 @@ def read_rate() -> float:
     product = jax.jit(lambda x, y: x @ y)
     with placement.exact():
         product(vector, matrix).block_until_ready()
-        return size / min(timed(product, vector, matrix)[0] for _ in range(5))
+        return size / min(
+            codec_speed.timed(product, vector, matrix)[0] for _ in range(5)
+        )
 
 
 def peak_memory() -> float:
@@ -200,26 +152,35 @@ def peak_memory() -> float:
 
 def measure(job: dict) -> dict:
     """Everything but the start; memory before whatever a speaker would not do."""
-    load_seconds, bundle = timed(load, job)
+    load_seconds, bundle = codec_speed.timed(load, job)
     lm, frames, codec = bundle.language_model, job["frames"], bundle.speech_tokenizer
     make = frame_maker(bundle, job)
     seconds, codes = time_frames(make, lm, frames)
-    codec.decode([codes])
+    codec.decode([codes], states=[stream_speed.utterance(bundle, job).codec])
     peak = peak_memory()
-    silent = lm.replace(predictor=SilentPredictor(codes.shape[1] - 1))
-    talker, _ = time_frames(make, silent, frames)
     return dict(
         **seconds,
         seconds_load=load_seconds,
-        seconds_per_frame_predictor=time_predictor(lm, job["options"], frames),
-        seconds_per_frame_talker=talker["seconds_per_frame"],
-        **time_groups(codec, job),
-        **time_codec(codec, job),
+        **time_parts(make, lm, job),
+        **codec_speed.measure(codec, job),
         peak_memory_gib=peak,
-        codec_dtype=str(codec.decoder.dtype),
+        codec_dtype=str(codec_speed.dtype(codec)),
         codes=codes.tolist(),
         bytes_per_frame=bytes_per_frame(lm),
         read_bytes_per_second=read_rate(),
+    )
+
+
+def time_parts(make, lm: generate.LanguageModel, job: dict) -> dict:
+    """Seconds per frame of code predictor and talker; at 25 Hz the talker is all."""
+    if lm.predictor is None:
+        return {}
+    frames = job["frames"]
+    silent = SilentPredictor(lm.predictor.config.code_groups - 1)
+    talker, _ = time_frames(make, lm.replace(predictor=silent), frames)
+    return dict(
+        seconds_per_frame_predictor=time_predictor(lm, job["options"], frames),
+        seconds_per_frame_talker=talker["seconds_per_frame"],
     )
 
 
@@ -234,6 +195,21 @@ def stream(job: dict) -> dict:
     """`stream_speed.concurrent` in a process of its own, so that its memory shows."""
     streams = stream_speed.concurrent(load(job), job)
     return dict(streams=[streams | dict(peak_memory_gib=peak_memory())])
+
+
+def packets(job: dict) -> dict:
+    """See `packet_speed.packets`."""
+    return dict(packets=[packet_speed.packets(load(job), job)])
+
+
+def latency(job: dict) -> dict:
+    """See `packet_speed.timeline`: of each of the job's sides."""
+    bundle = load(job)
+    sides = {
+        name: packet_speed.timeline(bundle, job, side)
+        for name, side in job["sides"].items()
+    }
+    return dict(sides=sides)
 
 
 def experiments(job: dict) -> dict:
@@ -262,7 +238,9 @@ TASKS = dict(
     measure=measure,
     start=start,
     stream=stream,
+    packets=packets,
     experiments=experiments,
+    latency=latency,
     agreement=agreement,
     profile=profile,
 )

@@ -6,6 +6,7 @@ checkpoint.  One command, on any device:
     python -m eval.speed --concurrency 1,3,6,16,64 --experiments --weights int8
     python -m eval.speed --against official --official_dtype float32,bfloat16
     python -m eval.speed --against official,faster-qwen3-tts --dtype bfloat16  # GPU
+    python -m eval.speed --variant base_25hz --packets --concurrency 1,3,6
 
 Without --model the weights are random, at their real size: speed does not depend on
 them.  All sides do the same work: one text, greedy in both heads, exactly --frames
@@ -20,10 +21,12 @@ One utterance:
 - talker: ours without the predictor; official: the rest of the frame.  Ours are timed
   apart from the frame, so that their sum may miss it, by the row `less these two`.
 - codec per frame: the streaming decoder, which keeps its state, one frame at a time and
-  eight; the official package has none.
+  eight; the official package has none.  At 25 Hz per packet: of 8 codes, with one block
+  of lookahead as streams have it, and with as many as make it exact.
 - prefill: the short run less its two frames.
 - compile: the first run less the same run later.
-- codec: 10 s through `Qwen3TTSTokenizer.decode` and `.encode`, best of two.
+- codec: 10 s (--codec_seconds) through `Qwen3TTSTokenizer.decode` and `.encode`, best
+  of two; at 25 Hz also its parts.
 - peak memory: of a process that has loaded, made frames and decoded them once, with the
   pages of the weight file that it maps; on a GPU: of the device's memory, weights and
   all.  Of a stream: of a process that did nothing else, compilation included.
@@ -44,12 +47,27 @@ compiled before.
 - RTF: of one stream, first chunk and prompt included.
 faster-qwen3-tts has rows for packets of 1 frame and of 12, its default.
 
+--packets: a row of the paper's table of latencies for each --concurrency, in packets of
+320 ms: 4 codes at 12.5 Hz, 8 at 25 Hz, where 16 must be there before the first.
+- LM: request to the codes of the first packet, and from packet to packet, of streams
+  whose codec is a stand-in that makes no sound.
+- codec: the streaming decoder alone, for all streams at once; up to the first sound,
+  and per later packet.
+- first packet, packet, RTF: with both in one program, as they run.
+
+25Hz checkpoints: a frame is the talker alone, for there is no code predictor, and codes
+come in groups of 8 only.  The official package does not load their codec without CAM++,
+nor generate with them: its predictor is asked for no codes, and fails.  So its LM is
+measured with a predictor that gives none and without a codec, and its codec apart:
+`quantize_speech` (of all windows of attention at once, which is what it does on a CPU),
+`decode`, its DiT with 10 steps and its BigVGAN.  It makes no x-vectors, nor packets.
+
 --weights: our side once more with these weights, and how far they lead from the float
 ones: see `weight_agreement.py`.
 
---experiments, the two of the paper: the first packet after 1, 2, 4, 6 and 8 frames (see
-`stream_speed.first_packet`; one stream) with its latency and quality, and the latency
-of 12Hz against 25Hz at concurrency 1.
+--experiments, of the paper's two the first packet after 1, 2, 4, 6 and 8 frames, at
+25 Hz with lookahead of 0, 1, 2, 4 blocks and all (see `stream_speed.first_packet`; one
+stream) with its latency and quality.  The other, 12Hz against 25Hz: `eval.latency`.
 """
 
 import argparse
@@ -64,16 +82,12 @@ import sys
 import tempfile
 import time
 
-from eval import our_speed, speed_report
-from qwen3tts_jax import config as configs
-from qwen3tts_jax import hf, model, released
+from eval import our_speed, speed_job, speed_report
+from qwen3tts_jax import random_checkpoint, released
 from qwen3tts_jax.serving import engine
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-REFERENCE = "tests/recordings/allison_en.flac"  # for Base
-TEXT = "The ship left the harbour at dawn, and nobody on the pier waved it goodbye."
-FRAME_SECONDS = 0.08
-CODEC_SECONDS = 10
+CODEC_SECONDS = 10.0
 OFFICIAL, FASTER = "official", "faster-qwen3-tts"
 PEERS = (OFFICIAL, FASTER)
 SCRIPTS = {
@@ -91,6 +105,7 @@ INSTALL = {
 }
 PYTHONS = dict(official="QWEN_TTS_PYTHON", faster="FASTER_QWEN3_TTS_PYTHON")
 DTYPES = ("float32", "bfloat16")
+SIZES = (*released.SIZES, random_checkpoint.TINY)
 KEEP_EVERY_PROGRAM = dict(
     JAX_ENABLE_COMPILATION_CACHE="true",
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
@@ -170,54 +185,6 @@ def check(peer: str, command: list[str]) -> None:
         ) from error
 
 
-def checkpoint(args, folder: str) -> pathlib.Path:
-    """The directory to load, read through once so that it is in the page cache."""
-    path = pathlib.Path(folder) / "checkpoint"
-    if args.model:
-        path = hf.resolve(args.model).resolve()
-    else:  # another process: a child's peak memory starts from its parent's
-        command = [sys.executable, "-m", "qwen3tts_jax.random_checkpoint"]
-        command += ["--size", args.size, "--variant", args.variant, "--out", str(path)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        if done.returncode:
-            raise ValueError(done.stderr.strip().splitlines()[-1])
-    for weights in path.rglob("*.safetensors"):
-        with weights.open("rb") as file:
-            while file.read(2**24):
-                pass
-    return path
-
-
-def make_job(args, path: pathlib.Path) -> dict:
-    """What all sides are told to do."""
-    config = configs.Qwen3TTSConfig.from_hf(hf.read_json(path / "config.json"))
-    codec = configs.Tokenizer12HzConfig.from_hf(
-        hf.read_json(path / model.SPEECH_TOKENIZER / "config.json")
-    )
-    request = dict(text=TEXT, language="english")
-    request |= dict(
-        base=dict(ref_audio=REFERENCE, x_vector_only_mode=True),
-        custom_voice=dict(speaker=next((n for n, _ in config.talker.speaker_ids), "")),
-        voice_design=dict(instruct="A calm and low voice."),
-    )[config.variant]
-    return dict(
-        model=str(path),
-        dtype=args.dtype,
-        weights=None,
-        threads=args.threads,
-        frames=args.frames,
-        stream_frames=args.stream_frames,
-        schedule=args.schedule,
-        device="cpu",
-        request=request,
-        options=dict(do_sample=False, subtalker_dosample=False),
-        codebook=codec.decoder.codebook_size,
-        codec_frames=round(CODEC_SECONDS / FRAME_SECONDS),
-        wave_rate=codec.input_sample_rate,
-        wave_samples=CODEC_SECONDS * codec.input_sample_rate,
-    )
-
-
 class Reports(list):
     """What the processes report, in the order they ran."""
 
@@ -233,7 +200,8 @@ class Reports(list):
         report = run(chosen.command, job, **environment)
         if report["device"] == "gpu":  # ours goes first and finds it
             self.job["device"] = "cuda:0"
-        self.append(derived(report) | dict(side=side, task=task, n=n))
+        report = derived(report, job["frame_rate"], job["codec_seconds"])
+        self.append(report | dict(side=side, task=task, n=n))
 
     def attempt(self, side: str, task: str, n: int, more=None) -> None:
         """`add`, but its failure (of memory, say) is a warning: the rest stays."""
@@ -263,6 +231,8 @@ def measure_in_turn(sides: dict[str, Side], job: dict, args) -> Reports:
     for side in own:
         for count in args.concurrency:
             reports.attempt(side, "stream", count, dict(concurrency=count))
+        for count in args.concurrency if args.packets else ():
+            reports.attempt(side, "packets", count, dict(concurrency=count))
         if sides[side].own.get("weights"):
             reports.attempt(side, "agreement", 1)
     if args.experiments:
@@ -273,7 +243,7 @@ def measure_in_turn(sides: dict[str, Side], job: dict, args) -> Reports:
     return reports
 
 
-def derived(report: dict) -> dict:
+def derived(report: dict, frame_rate: float, codec_seconds: float) -> dict:
     """The report with what follows from it."""
     if "first_frame_at" in report:
         seconds = report["first_frame_at"] - report["started"]
@@ -281,15 +251,15 @@ def derived(report: dict) -> dict:
     if "seconds_per_frame" not in report:
         return report
     frame = report["seconds_per_frame"]
-    rtf = frame / FRAME_SECONDS
+    rtf = frame * frame_rate
     more = dict(rtf_generation=rtf)
     if "seconds_per_frame_predictor" in report:
         parts = [
             report[f"seconds_per_frame_{part}"] for part in ("predictor", "talker")
         ]
         more["seconds_per_frame_rest"] = frame - sum(parts)
-    if "seconds_decode_10s" in report:
-        more["rtf_speech"] = rtf + report["seconds_decode_10s"] / CODEC_SECONDS
+    if "seconds_decode" in report:
+        more["rtf_speech"] = rtf + report["seconds_decode"] / codec_seconds
     return report | more
 
 
@@ -298,7 +268,14 @@ def compare(args) -> dict:
     load_at_start = os.getloadavg()[0]
     sides = sides_of(args)
     with tempfile.TemporaryDirectory() as folder:
-        job = make_job(args, checkpoint(args, folder))
+        path = pathlib.Path(folder) / "checkpoint"
+        chosen = (args.model, args.size, args.variant)
+        job = speed_job.make_job(args, speed_job.checkpoint(*chosen, path))
+        if FASTER in args.against and job["single_codebook"]:
+            raise ValueError(
+                f"got --against {FASTER} with a 25Hz checkpoint, expected a 12Hz one: "
+                "that package knows no other"
+            )
         reports = measure_in_turn(sides, job, args)
     del job["model"]  # the command names it
     warnings = speed_report.warnings(load_at_start, reports) + reports.failures
@@ -349,8 +326,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options; see the module's docstring."""
     add = parser.add_argument
     add("--model", help="checkpoint directory or hub id; default: random weights")
-    add("--size", choices=released.SIZES, default="0.6B", help="of random weights")
-    add("--variant", choices=configs.VARIANTS, default="custom_voice", help="of those")
+    add("--size", choices=SIZES, default="0.6B", help="of random weights")
+    variants = random_checkpoint.VARIANTS
+    add("--variant", choices=variants, default="custom_voice", help="of those")
     add("--dtype", choices=DTYPES, default="float32", help="of all sides")
     add("--weights", choices=("int8", "float8"), help="also measure ours with these")
     add("--threads", type=int, help="processors to use; default: 2, with a GPU all")
@@ -358,12 +336,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rounds", type=int, default=2, help="times that each side runs; default: 2")
     many = "streams at once, such as 1,3,6,16,64; default: 1"
     add("--concurrency", type=numbers, default=[1], help=many)
-    add("--stream_frames", type=int, default=24, help="of each stream; default: 24")
+    default = "of each stream; default: 24, at 25 Hz 48"
+    add("--stream_frames", type=int, help=default)
     packets = "frames of a stream's packets, the last for all later ones; default: "
-    usual = [*engine.SCHEDULE]
-    packets += ",".join(map(str, usual))
-    add("--schedule", type=numbers, default=usual, help=packets)
-    add("--experiments", action="store_true", help="also the paper's two")
+    packets += ",".join(map(str, engine.SCHEDULE)) + ", at 25 Hz always 8"
+    add("--schedule", type=numbers, help=packets)
+    add("--packets", action="store_true", help="also the paper's table of latencies")
+    add("--experiments", action="store_true", help="also first packets of many kinds")
+    ten = f"of sound, for the codec; default: {CODEC_SECONDS:g}"
+    add("--codec_seconds", type=float, default=CODEC_SECONDS, help=ten)
     peers = f"also measure these packages: {', '.join(PEERS)}"
     add("--against", action="extend", type=comma_list, default=[], help=peers)
     dtypes = "comma list, a side for each; default: --dtype"
@@ -379,10 +360,10 @@ def check_arguments(args) -> None:
     """Raises: ValueError for what cannot be measured."""
     if args.frames <= our_speed.FEW_FRAMES or args.rounds < 1:
         raise ValueError("expected --frames 3 or more and --rounds 1 or more")
-    if min([1, *args.concurrency, *args.schedule]) < 1 or not args.schedule:
+    if min([1, *args.concurrency, *(args.schedule or [1])]) < 1 or args.schedule == []:
         raise ValueError("expected --concurrency and --schedule 1 or more")
-    if args.stream_frames <= args.schedule[0]:
-        raise ValueError("expected --stream_frames more than the first packet's")
+    if args.codec_seconds <= 0 or (args.stream_frames or 1) < 1:
+        raise ValueError("expected --codec_seconds and --stream_frames more than 0")
     known = dict(against=PEERS, official_dtype=DTYPES)
     for name, choices in known.items():
         for value in getattr(args, name):

@@ -13,8 +13,8 @@ import numpy as np
 BUSY = 0.5  # processors at work elsewhere, from which on timings are not to be trusted
 LABEL, COLUMN = 28, 24  # widths in the table
 
-ROWS = dict(
-    seconds_per_frame="s per 80 ms frame",
+ROWS = dict(  # what is in braces: see `label`
+    seconds_per_frame="s per {frame:g} ms frame",
     seconds_per_frame_predictor="  code predictor",
     seconds_per_frame_talker="  talker",
     seconds_per_frame_rest="  frame less these two",
@@ -22,8 +22,13 @@ ROWS = dict(
     rtf_speech="  and their decoding",
     seconds_per_frame_codec_1="codec, s per frame",
     seconds_per_frame_codec_8="  8 frames at once",
-    seconds_decode_10s="codec: decode 10 s, s",
-    seconds_encode_10s="codec: encode 10 s, s",
+    seconds_per_packet_codec="codec, s per packet of 8",
+    seconds_per_packet_codec_exact="  with exact lookahead",
+    seconds_decode="codec: decode {sound:g} s, s",
+    seconds_dit="  DiT, 10 steps",
+    seconds_bigvgan="  BigVGAN",
+    seconds_encode="codec: encode {sound:g} s, s",
+    seconds_codes="codec: codes alone, s",
     seconds_prefill="prefill, s",
     seconds_load="load, s",
     seconds_compile="compile, s",
@@ -42,7 +47,36 @@ STREAM_COLUMNS = {  # of the table of streams -> where it is in a report
     "RTF of one": "rtf_stream",
     "peak GiB": "peak_memory_gib",
 }
-PACKET_COLUMNS = {
+# Of the paper's table: concurrency -> (LM first, codec first, LM per packet, codec per
+# packet, RTF); the last but one is that of the first packet.
+# Source: technical report, arXiv 2601.15621, the table of efficiency.
+PAPER = {
+    (12.5, "0b6"): {
+        1: (0.093, 0.004, None, 0.004, 0.288),
+        3: (0.174, 0.005, None, 0.005, 0.338),
+        6: (0.294, 0.005, None, 0.005, 0.434),
+    },
+    (12.5, "1b7"): {
+        1: (0.097, 0.004, None, 0.004, 0.313),
+        3: (0.190, 0.005, None, 0.005, 0.363),
+        6: (0.328, 0.005, None, 0.005, 0.463),
+    },
+    (25.0, "0b6"): {
+        1: (0.113, 0.025, 0.050, 0.025, 0.234),
+        3: (0.198, 0.062, 0.059, 0.062, 0.378),
+        6: (0.334, 0.147, 0.080, 0.147, 0.709),
+    },
+    (25.0, "1b7"): {
+        1: (0.125, 0.025, 0.056, 0.025, 0.253),
+        3: (0.222, 0.062, 0.064, 0.062, 0.394),
+        6: (0.376, 0.147, 0.085, 0.147, 0.725),
+    },
+}
+LATENCY_COLUMNS = (
+    *("streams", "LM first + codec, s", "first packet, s"),
+    *("LM/packet", "codec/packet", "packet, s", "RTF"),
+)
+FIRST_COLUMNS = {
     "frames": "frames",
     "latency, s": "seconds_first_packet",
     "length, s": "packet_seconds",
@@ -53,14 +87,17 @@ PACKET_COLUMNS = {
 
 
 def collect(reports: list[dict]) -> dict:
-    """What the reports say, put together: rows, floors, streams, experiments."""
+    """What the reports say, put together: rows, floors, streams, packets."""
     return dict(
         rows=summarise(reports),
         floors=floors(reports),
         agreeing_frames=agreeing_frames(reports),
         streams=streams(reports),
         weights={r["side"]: r["agreement"] for r in reports if "agreement" in r},
-        experiments=experiments(reports),
+        packets=[
+            dict(side=r["side"]) | p for r in reports for p in r.get("packets", ())
+        ],
+        first_packets=[p for r in reports for p in r.get("first_packets", ())],
         devices={r["side"]: r["device"] for r in reports},
         codec_dtypes={r["side"]: r["codec_dtype"] for r in reports if "codes" in r},
         versions={r["side"]: r["versions"] for r in reports},
@@ -117,16 +154,6 @@ def streams(reports: list[dict]) -> list[dict]:
     return list(found.values())
 
 
-def experiments(reports: list[dict]) -> dict | None:
-    """The paper's two; None where they were not asked for."""
-    packets = [r["first_packets"] for r in reports if "first_packets" in r]
-    if not packets:
-        return None
-    [first] = [p for p in packets[0] if p["frames"] == 1]
-    latency = {"12Hz": first["seconds_first_packet"], "25Hz": None}
-    return dict(first_packets=packets[0], seconds_first_packet=latency)
-
-
 def warnings(load_at_start: float, reports: list[dict]) -> list[str]:
     """What was at work besides; the load average of later runs is our own work's."""
     found = []
@@ -169,18 +196,26 @@ def columns(cells: list[str], widths: list[int]) -> str:
 
 
 def table(metrics: dict) -> str:
-    """For people: every value of every row, then streams, experiments and notes."""
-    sides = list(metrics["versions"])
+    """For people: every value of every row, then streams, packets and notes."""
+    sides, job = list(metrics["versions"]), metrics["job"]
     widths = [LABEL, *[COLUMN] * len(sides)]
     lines = [columns(["", *sides], widths)]
     for key, row in metrics["rows"].items():
-        cells = [cell(row, side) for side in sides]
-        lines.append(columns([ROWS[key], *cells], widths))
+        if row:
+            cells = [cell(row, side) for side in sides]
+            lines.append(columns([label(key, job), *cells], widths))
     if len(sides) > 1:
         lines.append("in brackets: median over that of ours")
-    lines += stream_lines(metrics["streams"]) + packet_lines(metrics["experiments"])
+    lines += stream_lines(metrics["streams"])
+    lines += latency_lines(metrics["packets"], job)
+    lines += packet_lines(metrics["first_packets"])
     lines += weight_lines(metrics["weights"])
     return "\n".join([*lines, *notes(metrics)])
+
+
+def label(key: str, job: dict) -> str:
+    """A row's name, with the milliseconds of a frame or the seconds of sound in it."""
+    return ROWS[key].format(frame=1000 / job["frame_rate"], sound=job["codec_seconds"])
 
 
 def cell(row: dict, side: str) -> str:
@@ -204,19 +239,48 @@ def stream_lines(measured: list[dict]) -> list[str]:
     return [*lines, "first byte, first audible: median and maximum of the streams"]
 
 
-def packet_lines(found: dict | None) -> list[str]:
-    """The two experiments."""
-    if found is None:
+def latency_lines(measured: list[dict], job: dict) -> list[str]:
+    """The paper's table of latencies, its own rows below ours of the same model."""
+    if not measured:
         return []
-    widths = [8, 12, 12, 12, 16, 18]
-    lines = ["", "first packet, one stream", columns([*PACKET_COLUMNS], widths)]
-    for packet in found["first_packets"]:
-        cells = [number(packet[key]) for key in PACKET_COLUMNS.values()]
+    widths = [22, 9, 28, 18, 12, 14, 11, 8]
+    one, paper = measured[0], PAPER.get((job["frame_rate"], job["size"]), {})
+    head = f"packets of {one['packet_codes']} codes, {one['packet_seconds']:g} s; the "
+    head += f"first after {one['codes_before_sound']} codes"
+    lines = ["", head, columns(["", *LATENCY_COLUMNS], widths)]
+    for one in measured:
+        first = (one["seconds_lm_first"], one["seconds_codec_first"])
+        parts = ("lm_packet", "codec_packet", "packet")
+        rest = [one[f"seconds_{part}"] for part in parts]
+        cells = [one["concurrency"], total(*first), one["seconds_first_packet"], *rest]
+        cells = [number(value) for value in (*cells, one["rtf"])]
+        lines.append(columns([one["side"], *cells], widths))
+    for count in dict.fromkeys(m["concurrency"] for m in measured):
+        if count in paper:
+            lm, codec, *rest, rtf = paper[count]
+            cells = [count, total(lm, codec), lm + codec, *rest, None, rtf]
+            cells = [number(value) for value in cells]
+            lines.append(columns(["the paper, its GPU", *cells], widths))
+    return [*lines, "first packet, packet: of both in one program, median and maximum"]
+
+
+def total(lm: float, codec: float) -> str:
+    """Two times and their sum."""
+    return f"{lm:.3g} + {codec:.3g} = {lm + codec:.3g}"
+
+
+def packet_lines(found: list[dict]) -> list[str]:
+    """First packets of many kinds."""
+    if not found:
+        return []
+    widths = [8, 12, 12, 12, 16, 18, 12]
+    names = dict(FIRST_COLUMNS)
+    if "blocks" in found[0]:
+        names["blocks ahead"] = "blocks"
+    lines = ["", "first packet, one stream", columns([*names], widths)]
+    for packet in found:
+        cells = [number(packet[key]) for key in names.values()]
         lines.append(columns(cells, widths))
-    lines.append("latency at concurrency 1, packet of one frame (80 ms):")
-    for rate, seconds in found["seconds_first_packet"].items():
-        value = "not built yet" if seconds is None else f"{seconds:.4g} s"
-        lines.append(f"  {rate}: {value}")
     return lines
 
 
@@ -225,13 +289,15 @@ def weight_lines(found: dict) -> list[str]:
     lines = []
     for side, changed in found.items():
         lines.append(f"{side}, after the same {changed['frames']} frames:")
-        for name, label in (
+        for name, title in (
             ("codebook_0", "codebook 0"),
             ("codebooks_1_15", "codebooks 1..15"),
         ):
+            if name not in changed:  # at 25 Hz
+                continue
             part = changed[name]
             lines.append(
-                f"  {label}: KL {part['kl_mean']:.3g} nats (at most "
+                f"  {title}: KL {part['kl_mean']:.3g} nats (at most "
                 f"{part['kl_max']:.3g}), same best code {part['same_best']:.1%}"
             )
         equal = changed["frames_equal_in_free_runs"]
@@ -282,15 +348,16 @@ def plot(metrics: dict, path: pathlib.Path) -> None:
     picture = figure.Figure(figsize=(13, 4.5), layout="constrained")
     axes = picture.subplots(1, 3)
     frame = [f"seconds_per_frame_{part}" for part in ("predictor", "talker", "rest")]
-    for axis, keys in zip(axes, (frame, ["seconds_decode_10s", "seconds_encode_10s"])):
-        plot_bars(axis, metrics["rows"], keys)
+    for axis, keys in zip(axes, (frame, ["seconds_decode", "seconds_encode"])):
+        plot_bars(axis, metrics, keys)
     rows, parts = metrics["rows"], metrics["rows"][frame[0]]
     whole = {k: v for k, v in rows["seconds_per_frame"].items() if k not in parts}
     if whole:  # of sides that do not time the parts
-        plot_bars(axes[0], dict(seconds_per_frame=whole), ["seconds_per_frame"])
+        frames = dict(seconds_per_frame=whole)
+        plot_bars(axes[0], metrics | dict(rows=frames), ["seconds_per_frame"])
     least = metrics["floors"]["ours"]["seconds_per_frame"]
     axes[0].axvline(least, color="k", label="floor")
-    axes[0].set_xlabel("seconds per 80 ms frame")
+    axes[0].set_xlabel(label("seconds_per_frame", metrics["job"]))
     axes[1].set_xlabel("seconds")
     plot_streams(axes[2], metrics["streams"])
     for axis in axes:
@@ -300,14 +367,16 @@ def plot(metrics: dict, path: pathlib.Path) -> None:
     picture.savefig(path)
 
 
-def plot_bars(axis, rows: dict, keys: list[str]) -> None:
+def plot_bars(axis, metrics: dict, keys: list[str]) -> None:
     """Medians of some rows, one after the other along a bar for each side."""
     start = {}
     for key in keys:
-        row = rows[key]
+        row, name = metrics["rows"][key], label(key, metrics["job"]).strip()
+        if not row:
+            continue
         width = {s: max(0.0, statistics.median(v)) for s, v in row.items()}
         left = [start.get(side, 0.0) for side in width]
-        axis.barh(list(width), list(width.values()), left=left, label=ROWS[key].strip())
+        axis.barh(list(width), list(width.values()), left=left, label=name)
         start |= {side: start.get(side, 0.0) + value for side, value in width.items()}
 
 

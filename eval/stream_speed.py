@@ -4,6 +4,7 @@ Every stream speaks the job's text, all of which is there at the start, with sam
 on, and makes exactly the frames that are asked for.
 """
 
+import copy
 import dataclasses
 import importlib.util
 import pathlib
@@ -17,12 +18,12 @@ from qwen3tts_jax import audio, generate, model
 from qwen3tts_jax.serving import engine as engines
 from qwen3tts_jax.serving import session as sessions
 
-FRAME_SECONDS = 0.08
 AUDIBLE_DBFS = -50.0  # RMS of the first window that counts as sound
 WINDOW = 240  # samples of it: 10 ms
 WARM_FRAMES = 3  # of the streams that run before the measured ones
 FIRST_PACKETS = (1, 2, 4, 6, 8)  # frames
 LATER_PACKETS = 8  # frames of those that follow
+LOOKAHEADS = (0, 1, 2, 4, None)  # blocks that a 25Hz stream waits for; None: all
 REPEATS = 3  # measured first packets of each length
 TRACED_FRAMES = 8
 DNSMOS_RATE = 16000
@@ -34,13 +35,16 @@ class Heard:
     """One stream as its listener got it: chunks, and when each was in hand.
 
     Attributes:
-        at: seconds after the request; waves: float32 [n * 1920].
-        codes: int32 [T, 16] of all of them.
+        at: seconds after the request; waves: float32 [n] each.
+        codes: int32 [T, Q] of all of them.
+        made: (seconds after the request, codes so far) whenever some came back; of the
+            first stream only.
     """
 
     at: list[float]
     waves: list[np.ndarray]
     codes: np.ndarray
+    made: list[tuple[float, int]] = dataclasses.field(default_factory=list)
 
     def first_audible(self) -> float | None:
         """Arrival of the chunk with the first audible window, if there is one."""
@@ -48,6 +52,22 @@ class Heard:
             if audible(wave):
                 return at
         return None
+
+
+class Watched(engines.Engine):
+    """An engine that notes when codes of a session come back from the device."""
+
+    def watch(self, session: sessions.StreamingSession, start: float) -> list:
+        """The list that is filled; see `Heard.made`.  start: of `time.perf_counter`."""
+        self._watched, self._start, self._made = session, start, []
+        return self._made
+
+    def step(self) -> bool:
+        moved = super().step()
+        count = len(self._watched.codes)
+        if count > (self._made[-1][1] if self._made else 0):
+            self._made.append((time.perf_counter() - self._start, count))
+        return moved
 
 
 def utterance(bundle: model.Qwen3TTSModel, job: dict) -> model.Utterance:
@@ -65,7 +85,7 @@ def audible(wave: np.ndarray) -> bool:
 
 
 def listen(
-    bundle, job: dict, engine: engines.Engine, *, count: int, frames: int, voice
+    bundle, job: dict, engine: Watched, *, count: int, frames: int, voice
 ) -> list[Heard]:
     """`count` streams that are asked for together and read in turn by one thread."""
     start = time.perf_counter()
@@ -73,12 +93,13 @@ def listen(
         sessions.StreamingSession(
             bundle, voice, seed=seed, engine=engine, max_new_tokens=frames + 1
         )
-        for seed in range(count)
+        for seed in range(job["seed"], job["seed"] + count)
     ]
+    heard = [Heard([], [], np.zeros(0)) for _ in opened]
+    heard[0].made = engine.watch(opened[0], start)
     for one in opened:
         one.push_text(job["request"]["text"])
         one.end_text()
-    heard = [Heard([], [], np.zeros(0)) for _ in opened]
     speaking = list(zip(opened, heard))
     while speaking:
         speaking = [pair for pair in speaking if read_one(*pair, start)]
@@ -111,26 +132,26 @@ def concurrent(bundle, job: dict) -> dict:
     """
     count, frames = job["concurrency"], job["stream_frames"]
     voice = voice_of(bundle, job)
-    engine = engines.Engine(bundle, slots=count, schedule=tuple(job["schedule"]))
+    engine = Watched(bundle, slots=count, schedule=tuple(job["schedule"]))
     length = len(utterance(bundle, job).prompt.text)
     largest = max(frames, *engine.schedule)
     engine.warmup(positions=generate.slots(length, largest))
     asked = dict(count=count, voice=voice)
     listen(bundle, job, engine, frames=min(WARM_FRAMES, frames), **asked)
     heard = listen(bundle, job, engine, frames=frames, **asked)
-    return summary(heard, frames) | dict(
+    return summary(heard, frames, bundle.config.frame_rate) | dict(
         concurrency=count, packets=", ".join(map(str, engine.schedule)), frames=frames
     )
 
 
-def summary(heard: list[Heard], frames: int) -> dict:
+def summary(heard: list[Heard], frames: int, frame_rate: float) -> dict:
     """Medians and maxima over streams that were asked for at the same time."""
     first = [h.at[0] for h in heard]
     sound = [h.first_audible() for h in heard]
     end, started = max(h.at[-1] for h in heard), max(first)
     samples = sum(map(len, heard[0].waves))
     early = round(len(heard[0].waves[0]) / samples * frames)
-    spoken = frames * FRAME_SECONDS
+    spoken = frames / frame_rate
     return dict(
         seconds_first_byte=[statistics.median(first), max(first)],
         seconds_first_audible=(
@@ -147,13 +168,42 @@ def summary(heard: list[Heard], frames: int) -> dict:
 
 
 def first_packets(bundle, job: dict) -> list[dict]:
-    """The first packet after 1, 2, 4, 6 and 8 frames; the later ones have 8."""
-    return [first_packet(bundle, job, frames) for frames in FIRST_PACKETS]
+    """At 12.5 Hz the first packet after 1, 2, 4, 6 and 8 frames; the later ones have 8.
+
+    At 25 Hz after the 8 codes of a block and those of 0, 1, 2, 4 blocks ahead of it, or
+    of all that it depends on.
+    """
+    if bundle.speech_tokenizer.chunk is None:
+        voice = voice_of(bundle, job)
+        asked = dict(later=LATER_PACKETS, voice=voice)
+        return [first_packet(bundle, job, frames=n, **asked) for n in FIRST_PACKETS]
+    found = []
+    for blocks in LOOKAHEADS:
+        other, voice = looking_ahead(bundle, job, blocks)
+        decoder = other.speech_tokenizer.decoder
+        # twice the chunk: at the end of a stream comes all that it has waited for
+        asked = dict(frames=decoder.window, later=2 * decoder.chunk, voice=voice)
+        found.append(first_packet(other, job, **asked) | dict(blocks=decoder.lookahead))
+    return found
 
 
-def first_packet(bundle, job: dict, frames: int) -> dict:
-    """Latency of a first packet of so many frames, the pause after it, its quality.
+def looking_ahead(bundle, job: dict, blocks: int | None):
+    """(the model, a voice) whose 25Hz streams wait for so many blocks; None: all.
 
+    The voice is made anew: it remembers the state of the decoder it was made for.
+    """
+    other = copy.copy(bundle)
+    other.speech_tokenizer = bundle.speech_tokenizer.streaming(lookahead=blocks)
+    voice = voice_of(other, job)
+    fresh = dataclasses.replace(voice.codec, state=None)
+    return other, dataclasses.replace(voice, codec=fresh)
+
+
+def first_packet(bundle, job: dict, *, frames: int, later: int, voice) -> dict:
+    """Latency of a first packet, the pause after it, its quality.
+
+    Args:
+        frames: before it; later: after it.
     Returns: medians of three streams after an unmeasured one:
         seconds_first_packet: request to first packet in hand.
         packet_seconds: its length.
@@ -162,11 +212,12 @@ def first_packet(bundle, job: dict, frames: int) -> dict:
         dnsmos: OVRL and P808 of the packet, or why not; a packet of a few frames scores
             low for being short, also where it is recorded speech.
     """
-    voice = voice_of(bundle, job)
-    engine = engines.Engine(bundle, schedule=(frames, LATER_PACKETS))
-    asked = dict(count=1, frames=frames + LATER_PACKETS, voice=voice)
+    chunked = bundle.speech_tokenizer.chunk is not None
+    engine = Watched(bundle, schedule=None if chunked else (frames, later))
+    asked = dict(count=1, frames=frames + later, voice=voice)
     heard = [listen(bundle, job, engine, **asked)[0] for _ in range(REPEATS + 1)]
-    [whole], rate = bundle.speech_tokenizer.decode([heard[0].codes])
+    codec = bundle.speech_tokenizer
+    [whole], rate = codec.decode([heard[0].codes], states=[voice.codec])
     packet = heard[0].waves[0]
     length = len(packet) / rate
     measured = heard[1:]
@@ -196,9 +247,10 @@ def dnsmos(wave: np.ndarray, rate: int) -> dict | str:
 
 
 def trace(bundle, job: dict) -> None:
-    """Write a jax.profiler trace of one stream's prompt and one group of 8 frames."""
-    engine = engines.Engine(bundle, schedule=(TRACED_FRAMES,))
-    asked = dict(count=1, frames=TRACED_FRAMES, voice=voice_of(bundle, job))
+    """Write a jax.profiler trace of one stream's prompt and two groups of frames."""
+    size = bundle.speech_tokenizer.chunk or TRACED_FRAMES
+    engine = Watched(bundle, schedule=(size,))
+    asked = dict(count=1, frames=2 * size, voice=voice_of(bundle, job))
     listen(bundle, job, engine, **asked)
     pathlib.Path(job["profile"]).mkdir(parents=True, exist_ok=True)
     with jax.profiler.trace(job["profile"]):

@@ -27,7 +27,8 @@ def scores(lm: generate.LanguageModel, batch: dict, codes: jax.Array):
             as long as the frames.
         codes: int32 [T, Q].
     Returns:
-        (float32 [T, V - 1024] of codebook 0, float32 [T, Q - 1, V] of the others).
+        (float32 [T, V - 1024] of codebook 0, float32 [T, Q - 1, V] of the others, if
+        there are any).
     """
     frames = lm.embed_frame(codes[None]) + lm.talker.embed_text(batch["trailing"])
     x = jnp.concatenate([lm.embed_prompt(batch), frames], axis=1)
@@ -36,6 +37,8 @@ def scores(lm: generate.LanguageModel, batch: dict, codes: jax.Array):
     hidden, _ = lm.talker(x, positions, mask)
     hidden = hidden[0, -len(codes) - 1 : -1]  # before each frame
     first = lm.talker.logits(hidden)[:, : -sampling.SUPPRESSED_TAIL]
+    if lm.predictor is None:
+        return (first.astype(jnp.float32),)
     embedded = lm.talker.embed_codec(codes[:, 0])
     rest = lm.predictor(hidden, embedded, codes[:, 1:])
     return first.astype(jnp.float32), rest.astype(jnp.float32)
@@ -46,6 +49,8 @@ def with_float_heads(lm: generate.LanguageModel) -> generate.LanguageModel:
 
     They hold the values of the quantised ones.
     """
+    if lm.predictor is None:
+        return lm
     heads = lm.predictor.heads[...]
     if not isinstance(heads, quantized.QuantizedKernel):
         return lm
@@ -64,9 +69,9 @@ def compare(config, item: prompt.Prompt, make, exact, cheap, frames: int) -> dic
     """What a change of weights changes, from `exact` to `cheap` LanguageModels.
 
     make: (frames, language model) -> greedy codes int32 [frames, Q] of the prompt.
-    Returns: for codebook 0 and for 1..15: KL divergence (mean, max) and share of
-        positions with the same best code; frames from the start that are equal in free
-        runs.
+    Returns: for codebook 0 and, where there are, for 1..15: KL divergence (mean, max)
+        and share of positions with the same best code; frames from the start that are
+        equal in free runs.
     """
     codes, own = make(frames, exact), make(frames, cheap)
     batch = prompt.collate(config, [item], length=len(item.text), trailing=frames)

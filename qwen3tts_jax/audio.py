@@ -212,10 +212,11 @@ def log_mel(wave: jax.Array, length: jax.Array) -> jax.Array:
     Source: mel_spectrogram of the official modeling_qwen3_tts; HiFi-GAN, meldataset.
     """
     frames = wave.shape[1] // HOP
-    hops = _reflect(wave.astype(jnp.float32), length, frames * HOP)
+    wave = wave.astype(jnp.float32)
+    hops = reflect(wave, length, edge=REFLECT, samples=frames * HOP)
     hops = hops.reshape(wave.shape[0], frames + N_FFT // HOP - 1, HOP)  # [B, T+3, HOP]
     parts = [hops[:, i : i + frames] for i in range(N_FFT // HOP)]
-    framed = jnp.concatenate(parts, axis=-1) * _hann_window()[None, None]
+    framed = jnp.concatenate(parts, axis=-1) * hann(N_FFT)[None, None]
     spectrum = jnp.fft.rfft(framed)  # [B, T, N_FFT // 2 + 1]
     magnitude = jnp.sqrt(spectrum.real**2 + spectrum.imag**2 + MAGNITUDE_FLOOR)
     # In full float32: accelerators would multiply in fewer bits by default.
@@ -226,9 +227,20 @@ def log_mel(wave: jax.Array, length: jax.Array) -> jax.Array:
     return jnp.where(real[..., None], jnp.log(jnp.maximum(mel, MEL_FLOOR)), 0.0)
 
 
-def _reflect(wave: jax.Array, length: jax.Array, samples: int) -> jax.Array:
-    """Rows [B, W] with REFLECT mirrored samples at both ends: [B, samples + 768]."""
-    position = jnp.arange(-REFLECT, samples + REFLECT)
+def reflect(
+    wave: jax.Array, length: jax.Array, *, edge: int, samples: int
+) -> jax.Array:
+    """Rows with `edge` mirrored samples before the first and after their last one.
+
+    Args:
+        wave: [B, W]; length: int [B], of each row.
+        edge: how many to mirror, fewer than a row has.
+        samples: of what is wanted, without the edges.
+
+    Returns:
+        [B, samples + 2 * edge]; further beyond a row's end stands anything of it.
+    """
+    position = jnp.arange(-edge, samples + edge)
     last = length[:, None] - 1  # [B, 1]
     position = jnp.abs(position)[None]
     position = jnp.where(position > last, 2 * last - position, position)
@@ -237,9 +249,9 @@ def _reflect(wave: jax.Array, length: jax.Array, samples: int) -> jax.Array:
     return jnp.take_along_axis(wave, position, axis=1)
 
 
-def _hann_window() -> np.ndarray:
-    """Periodic Hann window, float32 [N_FFT]."""
-    phase = 2 * np.pi * np.arange(N_FFT) / N_FFT
+def hann(samples: int) -> np.ndarray:
+    """Periodic Hann window, float32 [samples]."""
+    phase = 2 * np.pi * np.arange(samples) / samples
     return (0.5 - 0.5 * np.cos(phase)).astype(np.float32)
 
 

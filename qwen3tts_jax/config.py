@@ -12,6 +12,8 @@ from typing import Any
 
 VARIANTS = ("base", "custom_voice", "voice_design")
 TOKENIZER_12HZ = "qwen3_tts_tokenizer_12hz"
+TOKENIZER_25HZ = "qwen3_tts_tokenizer_25hz"
+FRAME_RATES = {TOKENIZER_12HZ: 12.5, TOKENIZER_25HZ: 25.0}  # Hz
 
 
 class Section:
@@ -58,6 +60,22 @@ class Section:
         )
         return ()
 
+    def layers(self, key: str) -> tuple[int, ...]:
+        """A list of layer numbers, from 0; it may be empty."""
+        values = self.need(key, list)
+        if all(isinstance(v, int) and v >= 0 for v in values):
+            return tuple(values)
+        self.problems.append(
+            f"{self.path}.{key}: got {values!r}, expected a list of layer numbers"
+        )
+        return ()
+
+    def lists(self, key: str) -> tuple[tuple[int, ...], ...]:
+        """A list of lists of positive integers."""
+        parts = self.need(key, list)
+        one = [Section({key: part}, self.path, self.problems) for part in parts]
+        return tuple(section.ints(key) for section in one)
+
     def table(self, key: str) -> tuple[tuple[str, Any], ...]:
         return tuple(sorted(self.need(key, dict).items()))
 
@@ -72,7 +90,7 @@ class Section:
             raise ValueError(
                 "config.json does not describe a model this package can build:\n  "
                 + "\n  ".join(self.problems)
-                + "\nUse the config.json of an official Qwen3-TTS 12Hz repository."
+                + "\nUse the config.json of an official Qwen3-TTS repository."
             )
 
 
@@ -131,7 +149,7 @@ class TalkerConfig(_FromHF):
     """The dual-track LM.  Source: talker_config of the released config.json."""
 
     transformer: TransformerConfig
-    vocab_size: int  # codec ids: 2048 codes, then languages, speakers and marks
+    vocab_size: int  # codec ids: the codes, then 1024 languages, speakers and marks
     text_vocab_size: int
     text_dim: int
     code_groups: int
@@ -251,16 +269,30 @@ class Qwen3TTSConfig(_FromHF):
     tts_bos_id: int
     tts_eos_id: int
     talker: TalkerConfig
-    code_predictor: CodePredictorConfig
+    code_predictor: CodePredictorConfig | None  # 12Hz only
     speaker_encoder: SpeakerEncoderConfig | None  # Base only
+
+    @property
+    def single_codebook(self) -> bool:
+        """Whether a frame is codebook 0 alone, so that nothing predicts the others."""
+        return self.tokenizer_type == TOKENIZER_25HZ
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second, Hz."""
+        return FRAME_RATES[self.tokenizer_type]
 
     @classmethod
     def read(cls, s: Section):
-        s.only("tts_model_type", *VARIANTS)
-        s.only("tokenizer_type", TOKENIZER_12HZ)
+        s.only("tokenizer_type", TOKENIZER_12HZ, TOKENIZER_25HZ)
+        single = s.values.get("tokenizer_type") == TOKENIZER_25HZ
+        # a voice that words describe has no recording for the 25Hz decoder
+        s.only("tts_model_type", *(VARIANTS[:2] if single else VARIANTS))
         variant = s.need("tts_model_type", str)
-        talker = TalkerConfig.read(s.section("talker_config"))
-        predictor = s.section("talker_config").section("code_predictor_config")
+        talker_section = s.section("talker_config")
+        if single:
+            talker_section.only("num_code_groups", 1)
+        talker = TalkerConfig.read(talker_section)
         return cls(
             variant=variant,
             size=s.need("tts_model_size", str),
@@ -269,7 +301,11 @@ class Qwen3TTSConfig(_FromHF):
             tts_bos_id=s.need("tts_bos_token_id", int),
             tts_eos_id=s.need("tts_eos_token_id", int),
             talker=talker,
-            code_predictor=CodePredictorConfig.read(predictor, talker.transformer.dim),
+            code_predictor=None
+            if single
+            else CodePredictorConfig.read(
+                talker_section.section("code_predictor_config"), talker.transformer.dim
+            ),
             speaker_encoder=SpeakerEncoderConfig.read(
                 s.section("speaker_encoder_config")
             )

@@ -1,8 +1,9 @@
 """Generation: a prompt is read in chunks, then one device program makes many frames.
 
-One frame = 15 code-predictor steps, one talker step, and the choice of the next frame's
-codebook 0.  Every row of a state stands at its own step, so that streams can join and
-leave (serving/engine.py); a whole utterance is the same with all text known.
+One frame = 15 code-predictor steps (none at 25 Hz, where a frame is codebook 0 alone),
+one talker step, and the choice of the next frame's codebook 0.  Every row of a state
+stands at its own step, so that streams can join and leave (serving/engine.py); a whole
+utterance is the same with all text known.
 Source: Qwen3TTSForConditionalGeneration.generate and Talker.forward.
 """
 
@@ -14,75 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from qwen3tts_jax import code_predictor, placement, prompt, sampling, talker
 from qwen3tts_jax import config as configs
-from qwen3tts_jax.nn import attention, quantized
+from qwen3tts_jax import language_model, placement, prompt, sampling
+from qwen3tts_jax.nn import attention
 
 # Shapes are padded to these, so that requests of other lengths compile nothing new.
 PROMPT_CHUNKS = (32, 128)
 CACHE_BUCKETS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 GROUP = 32  # frames of a whole utterance between two looks at whether it has ended
 
-GUARD_MIN_FRAMES = 192
+GUARD_MIN_FRAMES, GUARD_RATE = 192, 12.5  # Hz; at another rate as many seconds
 GUARD_FRAMES_PER_TOKEN = 12  # a text token is rarely spoken for more than 3 frames
 
 EOS, MAX_FRAMES, GUARD = "eos", "max_frames", "guard"
 
-
-@struct.dataclass
-class LanguageModel:
-    """The two parts that make codes."""
-
-    talker: talker.Talker
-    predictor: code_predictor.CodePredictor
-
-    @property
-    def dtype(self):
-        """Of everything between the embeddings and the scores."""
-        return self.talker.codec_embedding.embedding[...].dtype
-
-    @property
-    def is_quantized(self) -> bool:
-        head = self.talker.codec_head.kernel[...]
-        return isinstance(head, quantized.QuantizedKernel)
-
-    def quantized(self, form: quantized.Form) -> "LanguageModel":
-        """The same with one byte for each weight that every frame reads.
-
-        Norms, embeddings and biases stay as they are; see `nn/quantized.py`.
-        """
-        return self.replace(
-            talker=quantized.quantize_kernels(
-                self.talker,
-                form,
-                where=lambda path: path.startswith(("transformer.", "codec_head.")),
-            ),
-            predictor=quantized.quantize_kernels(
-                self.predictor, form, where=lambda path: True
-            ),
-        )
-
-    def embed_frame(self, codes: jax.Array) -> jax.Array:
-        """Sum of a frame's 16 embeddings: float [..., D] of int [..., Q]."""
-        first = self.talker.embed_codec(codes[..., 0])
-        return first + self.predictor.embed(codes[..., 1:])
-
-    def embed_prompt(self, batch: dict) -> jax.Array:
-        """Float [B, P, D] of text, codes, speaker and speaker_at as in `prompt.Batch`:
-        both tracks added, zero at padding."""
-        x = self.embed_tracks(batch["text"], batch["codes"])
-        here = jnp.arange(x.shape[1])[None] == batch["speaker_at"][:, None]
-        speaker = batch["speaker"].astype(x.dtype)[:, None]  # [B, 1, D]
-        return x + jnp.where(here[..., None], speaker, 0)
-
-    def embed_tracks(self, text: jax.Array, codes: jax.Array) -> jax.Array:
-        """Float [B, P, D] of text int [B, P] and codes int [B, P, Q]; -1 is silent."""
-        x = self.talker.embed_text(jnp.maximum(text, 0))
-        x = jnp.where(text[..., None] >= 0, x, 0)
-        first = self.talker.embed_codec(jnp.maximum(codes[..., 0], 0))
-        x = x + jnp.where(codes[..., :1] >= 0, first, 0)
-        rest = self.predictor.embed(jnp.maximum(codes[..., 1:], 0))
-        return x + jnp.where(codes[..., 1:2] >= 0, rest, 0)
+LanguageModel = language_model.LanguageModel
 
 
 @struct.dataclass
@@ -188,7 +135,7 @@ def insert(state: GenerationState, row: GenerationState, slot: jax.Array):
 
 
 def make_frame(lm, state: GenerationState, text, active, limit):
-    """One 80 ms frame.
+    """One frame: 80 ms, or 40 ms at 25 Hz.
 
     Args:
         text: float [B, D], what the text track adds to this frame.
@@ -197,19 +144,11 @@ def make_frame(lm, state: GenerationState, text, active, limit):
     Returns:
         (state, int32 [B, Q]).
     """
-    first = lm.talker.embed_codec(state.first)
-    keys = _keys(state)
-
-    def choose(scores, i):
-        row_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i + 1)
-        return sampling.choose(scores, state.sampling.predictor, row_keys)
-
-    rest = lm.predictor.generate(state.hidden, first, choose)
-    x = first + lm.predictor.embed(rest) + text
+    frame = _complete(lm, state)
+    x = lm.embed_frame(frame) + text
     positions = state.position[:, None]
     mask = attention.cache_mask(positions, state.size)
     hidden, caches = lm.talker(x[:, None], positions, mask, state.caches)
-    frame = jnp.concatenate([state.first[:, None], rest], axis=1)  # [B, Q]
     position = state.position + active
     state = state.replace(
         step=state.step + active,
@@ -218,6 +157,20 @@ def make_frame(lm, state: GenerationState, text, active, limit):
         caches=_at(caches, position),
     )
     return choose_first(lm, state, active & (state.step < limit)), frame
+
+
+def _complete(lm, state: GenerationState) -> jax.Array:
+    """The frame that begins with `first`: int32 [B, Q]."""
+    if lm.predictor is None:
+        return state.first[:, None]
+    first, keys = lm.talker.embed_codec(state.first), _keys(state)
+
+    def choose(scores, i):
+        row_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i + 1)
+        return sampling.choose(scores, state.sampling.predictor, row_keys)
+
+    rest = lm.predictor.generate(state.hidden, first, choose)
+    return jnp.concatenate([state.first[:, None], rest], axis=1)
 
 
 def choose_first(lm, state: GenerationState, active: jax.Array) -> GenerationState:
@@ -367,13 +320,14 @@ def generate(
     Args:
         options: max_new_tokens N allows N - 1 frames, as in the official package.
         seed: row b draws with fold_in(key(seed), b).
-        guard: also stop a row after max(192, 12 frames per text token).
+        guard: also stop a row after max(15.4 s, 0.96 s per text token).
         report_every, on_progress: call back with the frames made, every so many, at
             most GROUP.
     """
     longest = max(len(p.text) for p in prompts)
     most = most_frames(config, longest, options, guard)
-    guards = [guard_frames(p.text_tokens) if guard else most for p in prompts]
+    rate = config.frame_rate
+    guards = [guard_frames(p.text_tokens, rate) if guard else most for p in prompts]
     limit = np.minimum(guards, most).astype(np.int32)
     state = _read_all(lm, config, prompts, options.sampling(), seed, limit)
     active, made, parts = np.ones(len(prompts), bool), 0, []
@@ -429,9 +383,10 @@ def most_frames(
     return min(most, room)
 
 
-def guard_frames(tokens: int) -> int:
+def guard_frames(tokens: int, frame_rate: float = GUARD_RATE) -> int:
     """Frames after which a text of so many tokens is taken for a runaway."""
-    return max(GUARD_MIN_FRAMES, GUARD_FRAMES_PER_TOKEN * tokens)
+    frames = max(GUARD_MIN_FRAMES, GUARD_FRAMES_PER_TOKEN * tokens)
+    return round(frames * frame_rate / GUARD_RATE)
 
 
 def stop_reason(ended: bool, limit: int, most: int) -> str:

@@ -30,7 +30,11 @@ from qwen3tts_jax import hf_keys
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5 * 10**9  # as the hub library cuts files
-KEEP_FLOAT32 = ("embedding_sum", "cluster_usage", "initialized")  # codebooks
+# codebooks, by the last name of their parameters
+KEEP_FLOAT32 = (
+    *("codewords", "embedding_sum", "cluster_usage", "initialized"),
+    "inv_freq",  # of rotary positions
+)
 READ_THREADS = 4  # NumPy copies without the interpreter's lock
 TRANSPOSE_BLOCK = 16  # rows: one cache line of float32; 6 times numpy's own speed
 
@@ -132,6 +136,7 @@ def load(
     dtype,
     shardings: Mapping | None = None,
     device: jax.Device | None = None,
+    weights: str = WEIGHTS,
 ) -> dict:
     """Fill modules from an official directory.
 
@@ -142,13 +147,14 @@ def load(
         dtype: of the parameters; codebooks stay float32.
         shardings: name -> tree of shardings like the module's (`sharding.named`).
         device: without shardings, where to put everything; None for the default.
+        weights: the file, if it is another one.
     Returns:
         name -> module.
     Raises:
         FileNotFoundError: no weights; ValueError: a file that is not whole, or tensors
             that are missing, unexpected or mis-shaped (all of them listed).
     """
-    files = _index(Path(directory))
+    files = _index(Path(directory), weights)
     plan = {name: leaves(module, rules) for name, (module, rules) in parts.items()}
     _check(Path(directory), files, [leaf for part in plan.values() for leaf in part])
     loaded = {}
@@ -177,9 +183,9 @@ class _Entry:
     shape: tuple[int, ...]
 
 
-def _index(directory: Path) -> dict[str, _Entry]:
+def _index(directory: Path, weights: str = WEIGHTS) -> dict[str, _Entry]:
     """Official name -> where it is, over one file or the shards of an index."""
-    if (directory / INDEX).exists():
+    if weights == WEIGHTS and (directory / INDEX).exists():
         try:
             names = set(
                 json.loads((directory / INDEX).read_text())["weight_map"].values()
@@ -191,7 +197,7 @@ def _index(directory: Path) -> dict[str, _Entry]:
             ) from error
         paths = [directory / name for name in sorted(names)]
     else:
-        paths = [directory / WEIGHTS]
+        paths = [directory / weights]
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         raise FileNotFoundError(
@@ -329,6 +335,7 @@ def _write(path: Path, tensors: dict[str, np.ndarray]) -> None:
 FAMILY = Path(__file__).with_name("family")  # see `packaged`
 VOICES = "voices.safetensors"  # named voices, see voice_clone.py
 CONFIGS = ("*.json", "*.txt", VOICES)  # what a hub repository needs besides its weights
+MODELS = ("*.safetensors", "*.onnx")  # and these
 
 
 def packaged() -> Path | None:
@@ -365,7 +372,7 @@ def resolve(
             f"got {str(path_or_id)!r}, expected a checkpoint directory or a hub id "
             "such as Qwen/Qwen3-TTS-12Hz-0.6B-Base"
         )
-    patterns = [*CONFIGS, *["*.safetensors"] * weights]
+    patterns = [*CONFIGS, *MODELS * weights]
     try:
         local = huggingface_hub.snapshot_download(
             str(path_or_id), revision=revision, allow_patterns=patterns

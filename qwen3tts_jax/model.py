@@ -32,7 +32,6 @@ from qwen3tts_jax import text as texts
 from qwen3tts_jax.nn import quantized
 from qwen3tts_jax.serving import engine as engines
 from qwen3tts_jax.serving import session as sessions
-from qwen3tts_jax.tokenizer_12hz import decoder as decoders
 
 PROGRESS_FRAMES = 12  # between two reports: about a second of speech
 SPEECH_TOKENIZER = "speech_tokenizer"  # folder of the codec inside a TTS repository
@@ -42,8 +41,8 @@ AudioLike = Any  # path, URL, base64 text, or (array, rate)
 
 @dataclasses.dataclass(frozen=True)
 class Speech:
-    """One utterance.  wave: float32 [W] at 24 kHz; codes: int32 [T, 16]; stop_reason:
-    "eos", "max_frames" or "guard"."""
+    """One utterance.  wave: float32 [W] at 24 kHz; codes: int32 [T, Q], Q 16, or 1 at
+    25 Hz; stop_reason: "eos", "max_frames" or "guard"."""
 
     wave: np.ndarray
     codes: np.ndarray
@@ -56,11 +55,12 @@ class Voice:
 
     Attributes:
         layout: keyword arguments of `prompt.build`.
-        codec: the codec decoder after the reference of an ICL clone, else None.
+        codec: what the codec decodes from: its state after the reference of an ICL
+            clone, else None; at 25 Hz always the voice too.
     """
 
     layout: dict
-    codec: decoders.DecoderState | None = None
+    codec: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +68,11 @@ class Utterance:
     """A prompt, and what the codec decoder starts from: see `Voice`."""
 
     prompt: prompt.Prompt
-    codec: decoders.DecoderState | None = None
+    codec: Any = None
 
 
 class Qwen3TTSModel:
-    """A Qwen3-TTS 12Hz checkpoint: Base, CustomVoice or VoiceDesign.
+    """A Qwen3-TTS checkpoint: Base, CustomVoice or VoiceDesign; 12Hz, or 25Hz.
 
     The `generate_*` methods return the official (waves, rate); keyword arguments beyond
     those named are the generation options of `sampling.Options` (do_sample, top_k,
@@ -95,13 +95,20 @@ class Qwen3TTSModel:
         """From parts (see `model_parts`); `hf_config` is what config.json holds."""
         self.config = config
         self.language_model = generate.LanguageModel(
-            parts["talker"], parts["code_predictor"]
+            parts["talker"], parts.get("code_predictor")
         )
         self.speaker_encoder = parts.get("speaker_encoder")
         self.voices = voices or voice_clone.Voices()
         self.tokenizer, self.speech_tokenizer = tokenizer, speech_tokenizer
         self.generate_defaults = generation_config
         self._hf_config, self._source = hf_config, source
+        self._codecs: dict = {}  # of speakers that the checkpoint brings
+        found = speech_tokenizer.get_model_type()
+        if found != config.tokenizer_type:
+            raise ValueError(
+                f"got a speech tokenizer {found}, expected {config.tokenizer_type} as "
+                "in config.json; take the one that belongs to this checkpoint"
+            )
 
     @classmethod
     def from_pretrained(
@@ -185,7 +192,7 @@ class Qwen3TTSModel:
             hf.write_json(out / "config.json", self._hf_config)
             hf.write_json(out / "generation_config.json", self.generate_defaults)
             hf.copy_side_files(self._source, out)
-            if self.voices.vectors:
+            if self.voices.vectors or self.voices.decoder:
                 voice_clone.write_voices(out, self.voices)
             (out / SPEECH_TOKENIZER).mkdir()
             self.speech_tokenizer._save(out / SPEECH_TOKENIZER, None)
@@ -276,7 +283,9 @@ class Qwen3TTSModel:
                     "ref_code; make it with create_voice_clone_prompt"
                 )
             ids = self.tokenizer.reference_ids(item.ref_text)
-            reference = prompt.Reference(ids, np.asarray(item.ref_code))
+            codes = np.asarray(item.ref_code)
+            # at 25 Hz codes are [T], as officially
+            reference = prompt.Reference(ids, codes.reshape(len(codes), -1))
         layout = dict(
             language=language,
             x_vector=np.asarray(item.ref_spk_embedding),
@@ -311,11 +320,11 @@ class Qwen3TTSModel:
                 given and the checkpoint has named voices, its default one speaks.
             non_streaming_mode: the whole text before the first frame.
             seed: makes sampling repeatable; None draws one.
-            return_codes: also return the codes, list of int32 [T, 16].
+            return_codes: also return the codes, list of int32 [T, 16], or [T, 1].
         Returns:
             (list of float32 waves, 24000), and the codes if asked for.  The reference
-            is cut off at exactly frames * 1920 samples (the official cut is one sample
-            early for some lengths).
+            is cut off at exactly frames * 1920 samples, 960 at 25 Hz (the official cut
+            is one sample early for some lengths).
         """
         utterances = self.voice_clone_utterances(
             text,
@@ -347,7 +356,7 @@ class Qwen3TTSModel:
             text: whole, or pieces as a language model makes them; they may cut words.
             options: generation options, and seed, schedule, text_timeout, slot_timeout
                 and engine of `StreamingSession`.
-        Yields: float32 [n * 1920], 24 kHz.
+        Yields: float32 [n], 24 kHz.
         """
         self._require("base", "stream_voice_clone")
         voice = self.voice(
@@ -457,7 +466,18 @@ class Qwen3TTSModel:
         if self.config.size == "0b6":
             instruct = None  # the 0.6B model was not trained with instructions
         voice = self._designed_voice(language, instruct, non_streaming)
-        return Voice(voice.layout | dict(speaker=speaker))
+        return Voice(voice.layout | dict(speaker=speaker), self._own_codec(speaker))
+
+    def _own_codec(self, speaker: str):
+        """What the codec decodes one of the checkpoint's speakers from."""
+        if not self.voices.decoder:
+            return None
+        name = (speaker or "").lower()
+        prompt.speaker_id(self.config.talker, name or "(none)")
+        if name not in self._codecs:
+            voice = self.voices.decoder[name]
+            self._codecs[name] = self.speech_tokenizer.voice_state(None, voice)
+        return self._codecs[name]
 
     def generate_custom_voice(
         self,
@@ -579,7 +599,7 @@ class Qwen3TTSModel:
         self,
         *,
         slots: int = 1,
-        schedule: tuple[int, ...] = engines.SCHEDULE,
+        schedule: tuple[int, ...] | None = None,
         positions: int = engines.POSITIONS,
         reference_seconds: float = 12.0,
     ) -> None:
@@ -588,7 +608,7 @@ class Qwen3TTSModel:
         Args:
             slots, schedule: of the engine that will serve; 1 and the default schedule
                 for sessions without an engine.
-            positions: of the longest prompt and its frames, 12.5 a second.
+            positions: of the longest prompt and its frames, 12.5 or 25 a second.
             reference_seconds: of the longest recording to clone (Base); 0 for none.
         """
         engine = engines.Engine(self, slots=slots, schedule=schedule)
@@ -673,11 +693,12 @@ def model_parts(config: configs.Qwen3TTSConfig) -> dict[str, tuple]:
             hf.abstract(talkers.Talker, config.talker),
             hf_keys.talker_rules(config.talker),
         ),
-        code_predictor=(
+    )
+    if config.code_predictor is not None:
+        parts["code_predictor"] = (
             hf.abstract(code_predictor.CodePredictor, config.code_predictor),
             hf_keys.code_predictor_rules(config.code_predictor),
-        ),
-    )
+        )
     if config.speaker_encoder is not None:
         parts["speaker_encoder"] = (
             hf.abstract(speaker_encoders.SpeakerEncoder, config.speaker_encoder),

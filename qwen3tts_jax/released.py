@@ -1,7 +1,8 @@
 """The released configuration files of the 12Hz family, as values.
 
 Source: config.json, generation_config.json and speech_tokenizer/config.json of the
-Qwen3-TTS-12Hz repositories.
+Qwen3-TTS-12Hz repositories.  The 25Hz family was not released: its values are the class
+defaults of qwen-tts 0.1.1 where that has some, and say where else they are from.
 """
 
 SIZES = ("0.6B", "1.7B")
@@ -32,6 +33,8 @@ SPEAKERS = {
 }
 DIALECT_OF = {"eric": "sichuan_dialect", "dylan": "beijing_dialect"}
 
+CODES_12HZ, CODES_25HZ = 2048, 32768  # of a codebook
+
 GENERATION_CONFIG = {
     "do_sample": True,
     "repetition_penalty": 1.05,
@@ -61,6 +64,9 @@ TOKENIZER_PREPROCESSOR_CONFIG = {
     "padding_value": 0.0,
     "return_attention_mask": True,
     "sampling_rate": 24000,
+}
+TOKENIZER_25HZ_PREPROCESSOR_CONFIG = TOKENIZER_PREPROCESSOR_CONFIG | {
+    "sampling_rate": 16000
 }
 
 
@@ -153,6 +159,33 @@ def tts_config(size: str, variant: str) -> dict:
     return config
 
 
+def move_ids(talker: dict, by: int) -> None:
+    """Put so many more codes before all other ids of a talker_config, in place.
+
+    What bans the last 1024 ids but the end token then bans what is no code, as before.
+    """
+    for key, value in talker.items():
+        if key == "vocab_size" or (key.endswith("_id") and isinstance(value, int)):
+            talker[key] = value + by
+    for key in ("codec_language_id", "spk_id"):
+        talker[key] = {name: row + by for name, row in talker[key].items()}
+
+
+def tts_config_25hz(size: str, variant: str, codes: int = CODES_25HZ) -> dict:
+    """config.json of a 25Hz TTS repository: one codebook, and no code predictor.
+
+    The 12Hz one of that size, its ids moved up behind a larger codebook.
+    codes: of the codebook.  variant: "base" or "custom_voice".
+    """
+    config = tts_config(size, variant)
+    config["tokenizer_type"] = "qwen3_tts_tokenizer_25hz"
+    talker = config["talker_config"]
+    del talker["code_predictor_config"]
+    talker["num_code_groups"] = 1
+    move_ids(talker, codes - CODES_12HZ)
+    return config
+
+
 def tokenizer_12hz_config() -> dict:
     """speech_tokenizer/config.json: Qwen3-TTS-Tokenizer-12Hz."""
     decoder = {
@@ -232,6 +265,80 @@ def tokenizer_12hz_config() -> dict:
         "encoder_valid_num_quantizers": 16,
         "input_sample_rate": 24000,
         "model_type": "qwen3_tts_tokenizer_12hz",
+        "output_sample_rate": 24000,
+        "transformers_version": "4.57.3",
+    }
+
+
+def tokenizer_25hz_config() -> dict:
+    """speech_tokenizer/config.json: Qwen3-TTS-Tokenizer-25Hz, which was not released.
+
+    Class defaults, but for what the paper says (25 codes a second of 32,768, in blocks
+    of 8) and what follows from that: rates, repeats of a code, embedding and block.
+    """
+    encoder = {
+        "audio_vq_codebook_dim": 1280,
+        "audio_vq_codebook_size": CODES_25HZ,
+        "audio_vq_ds_rate": 2,
+        "audio_vq_layers": 6,
+        "audio_vq_pe": True,
+        "audio_vq_type": "GRVQ",
+        "model_type": "qwen3_tts_tokenizer_v1_encoder",
+        "n_ctx": 1500,
+        "n_head": 20,
+        "n_layer": 32,
+        "n_mels": 128,
+        "n_state": 1280,
+        "n_window": 100,
+        "output_dim": 3584,
+    }
+    dit = {
+        "block_size": 32,  # mel frames: 8 codes; class default: 24
+        "dropout": 0.1,
+        "emb_dim": 512,
+        "enc_attention_channels": 64,
+        "enc_channels": [256, 256, 256, 256, 768],
+        "enc_dilations": [1, 2, 3, 4, 1],
+        "enc_dim": 128,
+        "enc_emb_dim": 192,
+        "enc_kernel_sizes": [5, 3, 3, 3, 1],
+        "enc_res2net_scale": 2,
+        "enc_se_channels": 64,
+        "ff_mult": 2,
+        "head_dim": 64,
+        "hidden_size": 1024,
+        "look_ahead_layers": [10],
+        "look_backward_layers": [0, 20],
+        "max_position_embeddings": 32768,
+        "mel_dim": 80,
+        "model_type": "qwen3_tts_tokenizer_v1_decoder_dit",
+        "num_attention_heads": 16,
+        "num_embeds": CODES_25HZ,  # class default: 8193
+        "num_hidden_layers": 22,
+        "repeats": 4,  # 25 codes, 100 mel frames a second; class default: 2
+        "rope_theta": 10000.0,
+    }
+    bigvgan = {
+        "mel_dim": 80,
+        "model_type": "qwen3_tts_tokenizer_v1_decoder_bigvgan",
+        "resblock_dilation_sizes": [[1, 3, 5], [1, 3, 5], [1, 3, 5]],
+        "resblock_kernel_sizes": [3, 7, 11],
+        "upsample_initial_channel": 1536,
+        "upsample_kernel_sizes": [11, 7, 4, 4, 4, 4],
+        "upsample_rates": [5, 3, 2, 2, 2, 2],
+    }
+    return {
+        "architectures": ["Qwen3TTSTokenizerV1Model"],
+        "decode_upsample_rate": 960,
+        "decoder_config": {
+            "bigvgan_config": bigvgan,
+            "dit_config": dit,
+            "model_type": "qwen3_tts_tokenizer_v1_decoder",
+        },
+        "encode_downsample_rate": 640,
+        "encoder_config": encoder,
+        "input_sample_rate": 16000,
+        "model_type": "qwen3_tts_tokenizer_25hz",
         "output_sample_rate": 24000,
         "transformers_version": "4.57.3",
     }

@@ -41,6 +41,9 @@ REPLICATED = (
     r"^(blocks|upsample|units|first|last|down|pre_conv|first_conv|wave_conv)\b",
     r"^(quantizer|input_proj|output_proj|aggregate|pool|project)\b",
     r"depthwise(_bias)?$",
+    # the 25Hz tokenizer: encoder, DiT, BigVGAN
+    r"^(conv1|conv2|up|positions|project_positions|marks)\b",
+    r"^(time|code_embedding|reference|input|inv_freq|modulation|stages)\b",
 )
 
 

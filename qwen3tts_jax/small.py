@@ -90,16 +90,12 @@ def tts_config(
     """
     config = released.tts_config("0.6B", variant) | dict(text_ids, tts_model_size=NAME)
     talker = config["talker_config"]
-    for key, value in talker.items():
-        if key.endswith("_id") and isinstance(value, int):
-            talker[key] = value - FEWER
+    released.move_ids(talker, -FEWER)
     languages = talker["codec_language_id"]
     dialects = released.DIALECTS if variant == "custom_voice" else {}
     talker |= TALKER | dict(
-        vocab_size=talker["vocab_size"] - FEWER,
         text_vocab_size=text_vocab_size,
-        codec_language_id={n: languages[n] - FEWER for n in (*LANGUAGES, *dialects)},
-        spk_id={name: row - FEWER for name, row in talker["spk_id"].items()},
+        codec_language_id={n: languages[n] for n in (*LANGUAGES, *dialects)},
     )
     talker["rope_scaling"]["mrope_section"] = MROPE_SECTION
     talker["code_predictor_config"] |= PREDICTOR

@@ -7,12 +7,15 @@ what the same row gives alone.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from qwen3tts_jax import audio, placement
 from qwen3tts_jax import config as configs
 from qwen3tts_jax.nn import conv
 
 VARIANCE_FLOOR = 1e-12
+MEL_BUCKETS = tuple(audio.HOP * 2**n for n in range(5, 16))  # samples
 
 
 class TDNN(nnx.Module):
@@ -144,6 +147,31 @@ class SpeakerEncoder(nnx.Module):
             outputs.append(x)
         x = self.aggregate(jnp.concatenate(outputs, axis=-1), length)
         return self.project(self.pool(x, length))[:, 0]
+
+
+def embed_wave(encoder: SpeakerEncoder, wave: np.ndarray, rate: int) -> np.ndarray:
+    """The x-vector, float [D], of a wave, float32 [W] at `rate` Hz.
+
+    Raises: ValueError for less than 1280 samples at 24 kHz.
+    """
+    wave = audio.load((wave, rate), rate=encoder.config.sample_rate)
+    if len(wave) < audio.MIN_REFERENCE_SAMPLES:
+        raise ValueError(
+            f"got a reference of {len(wave)} samples at 24 kHz, expected at least "
+            f"{audio.MIN_REFERENCE_SAMPLES} (0.06 s); give some seconds of speech"
+        )
+    size = placement.bucket(len(wave), MEL_BUCKETS)
+    batch = np.pad(wave, (0, size - len(wave)))[None]
+    with placement.exact():
+        vector = _embed_wave(encoder, batch, np.asarray([len(wave)], np.int32))
+    return np.asarray(vector[0])
+
+
+@jax.jit
+def _embed_wave(encoder, wave: jax.Array, length: jax.Array) -> jax.Array:
+    dtype = encoder.project.kernel[...].dtype
+    mel = audio.log_mel(wave, length).astype(dtype)
+    return encoder(mel, length // audio.HOP)
 
 
 def _reflect(x: jax.Array, length: jax.Array, pad: int) -> jax.Array:

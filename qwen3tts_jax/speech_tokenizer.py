@@ -1,7 +1,6 @@
 """Qwen3TTSTokenizer: waves to codes and back, with the official names and arguments."""
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qwen3tts_jax import audio, hf, hf_keys, placement
 from qwen3tts_jax import config as configs
+from qwen3tts_jax import (
+    hf,
+    hf_keys,
+    placement,
+    speech_tokenizer_25hz,
+    speech_tokenizer_base,
+)
 from qwen3tts_jax.tokenizer_12hz import decoder as decoders
 from qwen3tts_jax.tokenizer_12hz import encoder as encoders
 
@@ -30,14 +35,27 @@ class EncoderOutput:
     audio_codes: list[np.ndarray]
 
 
-class Qwen3TTSTokenizer:
-    """Qwen3-TTS-Tokenizer-12Hz: waves to codes and back."""
+class Qwen3TTSTokenizer(speech_tokenizer_base.SpeechTokenizer):
+    """Qwen3-TTS-Tokenizer-12Hz: waves to codes and back.
+
+    Attributes:
+        decoder: its `stream(codes, count, state)` is what the engine runs.
+        chunk: None, since each code is sound at once; a codec that decodes so many
+            codes at a time, and owes some sound at the end, says how many.
+    """
+
+    chunk = None
 
     def __init__(
         self, config, encoder, decoder, *, hf_config: dict, source: Path | None
     ):
-        self.config, self.encoder, self.decoder = config, encoder, decoder
-        self._hf_config, self._source = hf_config, source
+        super().__init__(config, hf_config=hf_config, source=source)
+        self.encoder, self.decoder = encoder, decoder
+
+    @staticmethod
+    def parts(config: configs.Tokenizer12HzConfig) -> dict[str, tuple]:
+        """See `tokenizer_parts`."""
+        return tokenizer_parts(config)
 
     @classmethod
     def from_pretrained(
@@ -48,8 +66,8 @@ class Qwen3TTSTokenizer:
         device_map: str | None = None,
         attn_implementation: str | None = None,
         revision: str | None = None,
-    ) -> "Qwen3TTSTokenizer":
-        """Load an official directory or hub id.
+    ) -> "Qwen3TTSTokenizer | speech_tokenizer_25hz.Qwen3TTSTokenizer25Hz":
+        """Load an official directory or hub id, of either frame rate.
 
         Args:
             dtype: None for float32, the released file's own; the official package lets
@@ -60,10 +78,14 @@ class Qwen3TTSTokenizer:
         placement.keep_programs()
         path = hf.resolve(pretrained_model_name_or_path, revision=revision)
         hf_config = hf.read_json(path / "config.json")
+        if hf_config.get("model_type") == configs.TOKENIZER_25HZ:
+            return speech_tokenizer_25hz.Qwen3TTSTokenizer25Hz.load(
+                path, hf_config, dtype=dtype, device_map=device_map
+            )
         config = configs.Tokenizer12HzConfig.from_hf(hf_config)
         parts = hf.load(
             path,
-            tokenizer_parts(config),
+            cls.parts(config),
             dtype=placement.dtype(dtype, jnp.float32),
             device=placement.device(device_map),
         )
@@ -86,17 +108,9 @@ class Qwen3TTSTokenizer:
         masked: the last, partial frame of a shorter one may differ from what it gives
         alone, every other frame is the same.
         """
-        many = isinstance(audios, list | tuple) and not _is_pair(audios)
-        waves = [
-            audio.load(self._with_rate(a, sr), rate=self.config.input_sample_rate)
-            for a in (audios if many else [audios])
-        ]
+        waves = self._waves(audios, sr)
         codes = self._encode(waves) if waves else []
         return EncoderOutput(codes) if return_dict else (codes,)
-
-    @staticmethod
-    def _with_rate(source, sr):
-        return (source, sr) if isinstance(source, np.ndarray) else source
 
     def _encode(self, waves: list[np.ndarray]) -> list[np.ndarray]:
         hop = self.config.samples_per_frame
@@ -166,6 +180,27 @@ class Qwen3TTSTokenizer:
             start += size
         return state
 
+    def voice_state(
+        self, codes: np.ndarray | None, voice
+    ) -> decoders.DecoderState | None:
+        """What a voice is spoken from: after codes int [T, 16], a reference; or None.
+
+        voice: of no use here; at 25 Hz a DecoderVoice.
+        """
+        return None if codes is None else self.state_after(codes)
+
+    def prepare(self, state: decoders.DecoderState | None) -> None:
+        """Make what streams begin with: here it is there already."""
+
+    def reference_seconds(self) -> list[float]:
+        """Lengths that recordings are filled up to."""
+        hop, rate = self.config.samples_per_frame, self.config.input_sample_rate
+        return [frames * hop / rate for frames in ENCODE_BUCKETS]
+
+    def warmup_reference(self, wave: np.ndarray, rate: int) -> None:
+        """Compile what a recording of this length, float32 [W], needs."""
+        self.encode(wave, sr=rate)
+
     def warmup(self) -> None:
         """Compile all that decoding one utterance, or going on after one, needs."""
         codes = np.zeros((sum(EXACT_CHUNKS), self.config.quantizers), np.int32)
@@ -206,34 +241,18 @@ class Qwen3TTSTokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that tell whose codes are whose: see `fingerprint_of`.
+        """16 hex digits that tell whose codes are whose: see `speech_tokenizer_base`.
 
         Of the encoder, its configuration and the number of codebooks that are kept; the
         decoder may be trained further, codes keep their meaning.
         """
         kept = dict(quantizers=self.config.quantizers)
-        return fingerprint_of(self.config.encoder, self.encoder, **kept)
-
-    def save_pretrained(self, save_directory: str | Path, *, dtype=None) -> None:
-        """Write the official layout; the directory appears whole or not at all."""
-        with hf.new_directory(Path(save_directory)) as out:
-            self._save(out, dtype)
-
-    def _save(self, out: Path, dtype) -> None:
-        parts = tokenizer_parts(self.config)
-        modules = dict(encoder=self.encoder, decoder=self.decoder)
-        hf.save(out, {k: (modules[k], parts[k][1]) for k in parts}, dtype=dtype)
-        hf.write_json(out / "config.json", self._hf_config)
-        hf.copy_side_files(self._source, out)
+        return speech_tokenizer_base.fingerprint_of(
+            self.config.encoder, self.encoder, **kept
+        )
 
     def get_model_type(self) -> str:
         return configs.TOKENIZER_12HZ
-
-    def get_input_sample_rate(self) -> int:
-        return self.config.input_sample_rate
-
-    def get_output_sample_rate(self) -> int:
-        return self.config.output_sample_rate
 
     def get_encode_downsample_rate(self) -> int:
         return self.config.samples_per_frame
@@ -283,28 +302,3 @@ def tokenizer_parts(config: configs.Tokenizer12HzConfig) -> dict[str, tuple]:
             hf_keys.tokenizer_12hz_decoder_rules(config.decoder),
         ),
     )
-
-
-def fingerprint_of(config, module, **facts) -> str:
-    """16 hex digits, a hash of a configuration, facts and parameters as float32.
-
-    Neither the order in which parameters were read nor their dtype counts, as long as
-    float32 holds the same values.
-    """
-    state = hashlib.blake2b(
-        repr((config, sorted(facts.items()))).encode(), digest_size=8
-    )
-    values = {
-        hf.leaf_path(path): value
-        for path, value in jax.tree_util.tree_leaves_with_path(module)
-    }
-    for path in sorted(values):
-        value = np.asarray(values[path]).astype("<f4")
-        state.update(f"{path} {value.shape}".encode())
-        state.update(np.ascontiguousarray(value))
-    return state.hexdigest()
-
-
-def _is_pair(value) -> bool:
-    """Whether a value is one (array, rate)."""
-    return isinstance(value, tuple) and len(value) == 2 and np.isscalar(value[1])

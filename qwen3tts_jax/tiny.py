@@ -59,16 +59,52 @@ ENCODER = dict(
     num_hidden_layers=3,
     sliding_window=20,
 )
+ENCODER_25HZ = dict(
+    n_state=32,
+    n_head=4,
+    n_layer=3,
+    output_dim=48,
+    audio_vq_layers=2,
+    audio_vq_codebook_size=512,
+    audio_vq_codebook_dim=32,
+)
+DIT = dict(
+    hidden_size=64,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    head_dim=16,
+    emb_dim=24,
+    num_embeds=512,
+    look_ahead_layers=[1],
+    look_backward_layers=[0, 3],
+    enc_emb_dim=20,
+    enc_dim=16,
+    enc_channels=[16, 16, 16, 16, 48],
+    enc_attention_channels=8,
+    enc_se_channels=8,
+)
+BIGVGAN = dict(upsample_initial_channel=128)
 
 
 def tts_config(variant: str, size: str = "0.6B") -> dict:
     """config.json of a tiny TTS checkpoint; arguments: see `released.tts_config`."""
-    config = released.tts_config(size, variant)
+    return _narrow(released.tts_config(size, variant), size)
+
+
+def tts_config_25hz(variant: str, size: str = "0.6B") -> dict:
+    """config.json of a tiny 25Hz TTS checkpoint; see `released.tts_config_25hz`."""
+    codes = tokenizer_25hz_config()["encoder_config"]["audio_vq_codebook_size"]
+    return _narrow(released.tts_config_25hz(size, variant, codes), size)
+
+
+def _narrow(config: dict, size: str) -> dict:
     talker = config["talker_config"]
     talker |= TALKER | dict(text_hidden_size=TEXT_DIM[size])
     talker["rope_scaling"]["mrope_section"] = MROPE_SECTION
-    talker["code_predictor_config"] |= PREDICTOR | dict(hidden_size=PREDICTOR_DIM[size])
-    if variant == "base":
+    if "code_predictor_config" in talker:
+        predictor = PREDICTOR | dict(hidden_size=PREDICTOR_DIM[size])
+        talker["code_predictor_config"] |= predictor
+    if "speaker_encoder_config" in config:
         speaker = SPEAKER_ENCODER | dict(enc_dim=TALKER["hidden_size"])
         config["speaker_encoder_config"] |= speaker
     return config
@@ -80,3 +116,14 @@ def tokenizer_config() -> dict:
     config["decoder_config"] |= DECODER
     config["encoder_config"] |= ENCODER
     return config
+
+
+def tokenizer_25hz_config() -> dict:
+    """speech_tokenizer/config.json of a tiny Qwen3-TTS-Tokenizer-25Hz."""
+    config = released.tokenizer_25hz_config()
+    config["encoder_config"] |= ENCODER_25HZ
+    config["decoder_config"]["dit_config"] |= DIT
+    config["decoder_config"]["bigvgan_config"] |= BIGVGAN
+    # the official x-vector model is no random one: ours stands in its place
+    xvectors = SPEAKER_ENCODER | dict(enc_dim=DIT["enc_emb_dim"], sample_rate=24000)
+    return config | dict(speaker_encoder_config=xvectors)

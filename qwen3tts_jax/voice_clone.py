@@ -3,28 +3,44 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from qwen3tts_jax import audio, hf, placement
 from qwen3tts_jax import config as configs
+from qwen3tts_jax import hf
 from qwen3tts_jax import speaker_encoder as speaker_encoders
 from qwen3tts_jax import speech_tokenizer as speech_tokenizers
-from qwen3tts_jax.tokenizer_12hz import decoder as decoders
 
-MEL_BUCKETS = tuple(audio.HOP * 2**n for n in range(5, 16))  # samples
 DEFAULT = "default"  # metadata of a voices file
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DecoderVoice:
+    """Whose voice a 25Hz codec decodes codes in.
+
+    Attributes:
+        xvector: float32 [X], of another model than the talker's speaker embedding.
+        ref_mel: float32 [M, 80].
+    """
+
+    xvector: np.ndarray
+    ref_mel: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceState:
-    """The codec decoder after a reference.  codes: int32 [T, 16], the reference."""
+    """The codec's decoder before it speaks in a voice.
 
-    codes: np.ndarray
-    state: decoders.DecoderState
+    Attributes:
+        made_from: arrays that it depends on: of the reference and of the voice.
+        state: see `speech_tokenizer.voice_state`.
+    """
+
+    made_from: tuple[np.ndarray, ...]
+    state: Any
 
 
 @dataclasses.dataclass
@@ -32,11 +48,12 @@ class VoiceClonePromptItem:
     """A voice to clone, as the official class.
 
     Attributes:
-        ref_code: int [T, 16], None in x-vector mode.
+        ref_code: int [T, 16], at 25 Hz [T]; None in x-vector mode.
         ref_spk_embedding: float [D].
         x_vector_only_mode, icl_mode: one of them is True.
         ref_text: what the recording says; needed in ICL mode.
-        reference_state: beyond the official fields, see `codec_state`.
+        decoder_voice: beyond the official fields; needed at 25 Hz.
+        reference_state: the same; see `codec_state`.
     """
 
     ref_code: np.ndarray | None
@@ -44,24 +61,29 @@ class VoiceClonePromptItem:
     x_vector_only_mode: bool
     icl_mode: bool
     ref_text: str | None = None
+    decoder_voice: DecoderVoice | None = None
     reference_state: ReferenceState | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Voices:
-    """The named voices of a Base checkpoint; official ones have none.
+    """The named voices that a checkpoint brings; official 12Hz ones bring none.
 
-    They are a file of our own beside the weights, voices.safetensors: for each name an
-    x-vector, as the speaker encoder makes it.  The official package speaks with them
-    too, as the `ref_spk_embedding` of a VoiceClonePromptItem.
+    They are a file of our own beside the weights, voices.safetensors: for each name of
+    a Base checkpoint an x-vector, as the speaker encoder makes it.  The official
+    package speaks with them too, as the `ref_spk_embedding` of a VoiceClonePromptItem.
+    A 25Hz checkpoint has there what its codec needs of each voice, too: of CustomVoice
+    that is all, since the talker knows its speakers.
 
     Attributes:
-        vectors: name in lower case -> float32 [D].
-        default: the name that is taken where none is given.
+        vectors: name in lower case -> float32 [D]; of Base.
+        default: the name that is taken where none is given; of Base.
+        decoder: name in lower case -> DecoderVoice; at 25 Hz.
     """
 
     vectors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     default: str = ""
+    decoder: Mapping[str, DecoderVoice] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def chosen(cls, vectors: Mapping[str, np.ndarray], wanted: Sequence[str]):
@@ -88,43 +110,78 @@ class Voices:
                 f"got speaker {name!r}, expected one of "
                 f"{', '.join(sorted(self.vectors)) or 'none'}"
             )
-        return VoiceClonePromptItem(None, self.vectors[wanted], True, False)
+        return VoiceClonePromptItem(
+            None,
+            self.vectors[wanted],
+            x_vector_only_mode=True,
+            icl_mode=False,
+            decoder_voice=self.decoder.get(wanted),
+        )
+
+
+XVECTOR, REF_MEL = "/xvector", "/ref_mel"  # behind a name: parts of a DecoderVoice
 
 
 def read_voices(directory: Path, config: configs.Qwen3TTSConfig) -> Voices:
     """The named voices of a checkpoint directory; none where it has no such file.
 
-    Raises: ValueError for a file that is damaged or of another model.
+    Raises:
+        ValueError: a file that is damaged or of another model.
+        FileNotFoundError: no file, where the codec needs one to speak.
     """
-    path, shape = Path(directory) / hf.VOICES, (config.talker.transformer.dim,)
-    if config.variant != "base" or not path.is_file():
+    path, base = Path(directory) / hf.VOICES, config.variant == "base"
+    if not (base or config.single_codebook) or (base and not path.is_file()):
         return Voices()
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing; the 25Hz codec of a {config.variant} checkpoint finds "
+            "there whose voice to speak in: download the whole repository"
+        )
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            vectors = {name: file.get_tensor(name) for name in file.keys()}
-            default = (file.metadata() or {}).get(DEFAULT)
+            values = {name: file.get_tensor(name) for name in file.keys()}
+            default = (file.metadata() or {}).get(DEFAULT, "")
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); copy it again") from error
-    bad = [
-        f"{name} {value.shape}"
-        for name, value in vectors.items()
-        if value.shape != shape or not np.isfinite(value).all()
-    ]
-    if bad or default not in vectors:
+    vectors = {k: v for k, v in values.items() if not k.endswith((XVECTOR, REF_MEL))}
+    names = set(vectors) if base else {name for name, _ in config.talker.speaker_ids}
+    bad = _problems(values, names, vectors, config)
+    if bad or (base and default not in vectors):
+        shape = config.talker.transformer.dim
         raise ValueError(
             f"got {path} with {', '.join(bad) or f'the default {default!r}'}, expected "
-            f"vectors of shape {shape} and one of them as the default; take the file "
-            "that belongs to this checkpoint"
+            f"vectors of shape ({shape},) and one of them as the default (Base), and "
+            f"at 25 Hz for each speaker {XVECTOR} and {REF_MEL}; take the file that "
+            "belongs to this checkpoint"
         )
-    return Voices(vectors, default)
+    decoder = {
+        name: DecoderVoice(values[name + XVECTOR], values[name + REF_MEL])
+        for name in (names if config.single_codebook else ())
+    }
+    return Voices(vectors if base else {}, default, decoder)
+
+
+def _problems(values: dict, names: set[str], vectors: dict, config) -> list[str]:
+    """What is wrong with the arrays of a voices file."""
+    shape = (config.talker.transformer.dim,)
+    bad = [f"{k} {v.shape}" for k, v in vectors.items() if v.shape != shape]
+    bad += [f"NaN in {k}" for k, v in values.items() if not np.isfinite(v).all()]
+    if config.single_codebook:
+        needed = {name + part for name in names for part in (XVECTOR, REF_MEL)}
+        bad += [f"no {key}" for key in sorted(needed - set(values))]
+    return bad
 
 
 def write_voices(directory: Path, voices: Voices) -> None:
-    """Write named voices beside the weights of a Base checkpoint."""
-    vectors = {name: np.float32(value) for name, value in voices.vectors.items()}
-    assert voices.default in vectors and all(n == n.lower() for n in vectors)
+    """Write named voices beside the weights of a checkpoint."""
+    values = {name: np.float32(value) for name, value in voices.vectors.items()}
+    assert not values or voices.default in values
+    for name, voice in voices.decoder.items():
+        values[name + XVECTOR] = np.float32(voice.xvector)
+        values[name + REF_MEL] = np.float32(voice.ref_mel)
+    assert all(name == name.lower() for name in values)
     metadata = {"format": "pt", DEFAULT: voices.default}
-    safetensors.numpy.save_file(vectors, Path(directory) / hf.VOICES, metadata)
+    safetensors.numpy.save_file(values, Path(directory) / hf.VOICES, metadata)
 
 
 def check(
@@ -166,16 +223,19 @@ def analyse(
     speech_tokenizer: speech_tokenizers.Qwen3TTSTokenizer,
     speaker_encoder: speaker_encoders.SpeakerEncoder,
 ) -> list[VoiceClonePromptItem]:
-    """Codes and speaker embeddings of recordings.
+    """Codes, speaker embeddings and, at 25 Hz, decoder voices of recordings.
 
     Args:
         recordings: (float32 [W], rate) each; see `audio.read`.
         ref_texts, x_vector_only: of each recording.
     """
-    codes = _codes(recordings, x_vector_only, speech_tokenizer)
-    vectors = [embed_speaker(speaker_encoder, *r) for r in recordings]
-    rows = zip(codes, vectors, x_vector_only, ref_texts)
-    items = [VoiceClonePromptItem(c, v, bool(o), not o, t) for c, v, o, t in rows]
+    heard = _encoded(recordings, x_vector_only, speech_tokenizer)
+    vectors = [speaker_encoders.embed_wave(speaker_encoder, *r) for r in recordings]
+    rows = zip(heard, vectors, x_vector_only, ref_texts)
+    items = [
+        VoiceClonePromptItem(codes, v, bool(only), not only, said, voice)
+        for (codes, voice), v, only, said in rows
+    ]
     for item in items:
         codec_state(item, speech_tokenizer)
     return items
@@ -183,57 +243,51 @@ def analyse(
 
 def codec_state(
     item: VoiceClonePromptItem, speech_tokenizer: speech_tokenizers.Qwen3TTSTokenizer
-) -> decoders.DecoderState | None:
-    """The decoder's state after the reference of an ICL item, else None.
+):
+    """What the codec's decoder speaks an item's voice from; see `voice_state` there.
 
-    Computed once and kept with the item; again if somebody has changed its codes.
+    Computed once and kept with the item; again if somebody has changed its codes or
+    its voice.
     """
-    if not item.icl_mode:
-        return None
-    codes, kept = np.asarray(item.ref_code), item.reference_state
-    if kept is None or not np.array_equal(kept.codes, codes):
-        kept = ReferenceState(codes.copy(), speech_tokenizer.state_after(codes))
+    codes = np.asarray(item.ref_code) if item.icl_mode else None
+    voice, kept = item.decoder_voice, item.reference_state
+    made_from = tuple(
+        np.asarray(part)
+        for part in (codes, voice and voice.xvector, voice and voice.ref_mel)
+        if part is not None
+    )
+    if kept is None or not _same(kept.made_from, made_from):
+        state = speech_tokenizer.voice_state(codes, voice)
+        kept = ReferenceState(tuple(part.copy() for part in made_from), state)
         item.reference_state = kept
     return kept.state
 
 
-def _codes(recordings, x_vector_only, tokenizer) -> list[np.ndarray | None]:
-    """Recordings of one rate are encoded as one batch: so does the official code, and
-    in a batch the last frame of a shorter one may differ."""
-    if all(x_vector_only):
-        return [None] * len(recordings)
-    if len({rate for _, rate in recordings}) == 1:
-        codes = tokenizer.encode(list(recordings)).audio_codes
-    else:
-        codes = [tokenizer.encode(r).audio_codes[0] for r in recordings]
-    return [None if only else c for c, only in zip(codes, x_vector_only)]
+def _same(arrays: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:
+    if len(arrays) != len(others):
+        return False
+    return all(np.array_equal(a, b) for a, b in zip(arrays, others))
 
 
-def embed_speaker(
-    encoder: speaker_encoders.SpeakerEncoder, wave: np.ndarray, rate: int
-) -> np.ndarray:
-    """The x-vector, float [D], of a wave, float32 [W] at `rate` Hz.
+def _encoded(recordings, x_vector_only, tokenizer) -> list[tuple]:
+    """(codes or None, DecoderVoice or None) of each recording.
 
-    Raises: ValueError for less than 1280 samples at 24 kHz.
+    Recordings of one rate are encoded as one batch: so does the official code, and at
+    12.5 Hz the last frame of a shorter one may differ in a batch.
     """
-    wave = audio.load((wave, rate), rate=encoder.config.sample_rate)
-    if len(wave) < audio.MIN_REFERENCE_SAMPLES:
-        raise ValueError(
-            f"got a reference of {len(wave)} samples at 24 kHz, expected at least "
-            f"{audio.MIN_REFERENCE_SAMPLES} (0.06 s); give some seconds of speech"
-        )
-    size = placement.bucket(len(wave), MEL_BUCKETS)
-    batch = np.pad(wave, (0, size - len(wave)))[None]
-    with placement.exact():
-        vector = _embed(encoder, batch, np.asarray([len(wave)], np.int32))
-    return np.asarray(vector[0])
-
-
-@jax.jit
-def _embed(encoder, wave: jax.Array, length: jax.Array) -> jax.Array:
-    dtype = encoder.project.kernel[...].dtype
-    mel = audio.log_mel(wave, length).astype(dtype)
-    return encoder(mel, length // audio.HOP)
+    if all(x_vector_only) and tokenizer.chunk is None:
+        return [(None, None)] * len(recordings)
+    if len({rate for _, rate in recordings}) == 1:
+        batches = [tokenizer.encode(list(recordings))]
+    else:
+        batches = [tokenizer.encode(r) for r in recordings]
+    codes = [codes for batch in batches for codes in batch.audio_codes]
+    codes = [None if only else c for c, only in zip(codes, x_vector_only)]
+    if tokenizer.chunk is None:
+        return [(c, None) for c in codes]
+    xvectors = [vector for batch in batches for vector in batch.xvectors]
+    mels = [mel for batch in batches for mel in batch.ref_mels]
+    return list(zip(codes, map(DecoderVoice, xvectors, mels)))
 
 
 def items_of(voice) -> list[VoiceClonePromptItem]:
@@ -253,7 +307,10 @@ def items_of(voice) -> list[VoiceClonePromptItem]:
     ref_texts = voice.get("ref_text") or [None] * count
     modes = zip(voice["x_vector_only_mode"], voice["icl_mode"])
     rows = zip(codes, voice["ref_spk_embedding"], modes, ref_texts)
-    return [VoiceClonePromptItem(c, v, x, i, t) for c, v, (x, i), t in rows]
+    items = [VoiceClonePromptItem(c, v, x, i, t) for c, v, (x, i), t in rows]
+    for item, decoder_voice in zip(items, voice.get("decoder_voice") or ()):
+        item.decoder_voice = decoder_voice
+    return items
 
 
 def warmup(
@@ -264,10 +321,9 @@ def warmup(
 ) -> None:
     """Compile what recordings of up to so many seconds need."""
     rate = speaker_encoder.config.sample_rate
-    frames = seconds * rate / speech_tokenizer.config.samples_per_frame
-    for count in speech_tokenizers.ENCODE_BUCKETS:
-        silence = np.zeros(count * speech_tokenizer.config.samples_per_frame)
-        embed_speaker(speaker_encoder, silence, rate)
-        speech_tokenizer.encode(silence.astype(np.float32), sr=rate)
-        if count >= frames:
+    for size in speech_tokenizer.reference_seconds():
+        silence = np.zeros(round(size * rate), np.float32)
+        speaker_encoders.embed_wave(speaker_encoder, silence, rate)
+        speech_tokenizer.warmup_reference(silence, rate)
+        if size >= seconds:
             return

@@ -12,6 +12,7 @@ import jax
 import make
 import numpy as np
 import parity
+import parity_25hz
 import pytest
 import text_files
 import tokenizers
@@ -105,6 +106,32 @@ def goldens(tmp_path_factory, checkpoint) -> Callable[[make.Spec], parity.Golden
 def golden(request, goldens) -> parity.Golden:
     """The golden values that `parity.over` asks for."""
     return goldens(request.param)
+
+
+@pytest.fixture(scope="session")
+def goldens_25hz(
+    tmp_path_factory,
+) -> Callable[[make.TokenizerSpec], parity_25hz.Golden]:
+    """The same of 25 Hz speech tokenizers."""
+
+    @functools.cache
+    def get(spec: make.TokenizerSpec) -> parity_25hz.Golden:
+        folder = tmp_path_factory.mktemp(spec.name)
+        directory, path = folder / "tokenizer", folder / "golden.safetensors"
+        spec.write(directory)
+        if spec in make.TOKENIZERS_25HZ:
+            path = parity.GOLDEN / f"{spec.name}.safetensors"
+        else:
+            make.dump_tokenizer(parity.official_python(), spec, directory, path)
+        return parity_25hz.Golden.read(path, directory)
+
+    return get
+
+
+@pytest.fixture
+def golden_25hz(request, goldens_25hz) -> parity_25hz.Golden:
+    """The golden values that `parity_25hz.over` asks for."""
+    return goldens_25hz(request.param)
 
 
 @pytest.fixture(scope="session")

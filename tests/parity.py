@@ -55,14 +55,7 @@ class Golden:
     @classmethod
     def read(cls, path: pathlib.Path, directory: pathlib.Path) -> "Golden":
         arrays, notes = read(path)
-        found = make.fingerprint(directory)
-        if changed := make.differences(notes["checkpoint"]["fingerprint"], found):
-            raise AssertionError(
-                f"the checkpoint is not the one that {path.name} was made from "
-                f"({', '.join(changed)} changed): numpy's random streams, "
-                "random_checkpoint.py, released.py or tiny.py have changed; run "
-                "tests/golden/make.py again"
-            )
+        check_checkpoint(path, notes, directory)
         return cls(path.name, arrays, notes, directory)
 
     @functools.cached_property
@@ -87,7 +80,8 @@ class Golden:
 
     @property
     def cases(self) -> dict[str, inputs.Case]:
-        return inputs.CASES[self.notes["checkpoint"]["variant"]]
+        variant = self.notes["checkpoint"]["variant"]
+        return inputs.CASES[variant.removesuffix("_25hz")]
 
     @functools.cache  # noqa: B019 (a golden file lives as long as the tests)
     def utterances(self, name: str) -> list[models.Utterance]:
@@ -132,12 +126,29 @@ class Golden:
         return {name: [next(found) for _ in rows] for name, rows in cases.items()}
 
 
-def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict]:
-    """(arrays, notes) of a golden file, after a check that the inputs are the same."""
+def check_checkpoint(path: pathlib.Path, notes: dict, directory: pathlib.Path) -> None:
+    """Raises AssertionError unless the golden file was made from this checkpoint."""
+    found = make.fingerprint(directory)
+    if changed := make.differences(notes["checkpoint"]["fingerprint"], found):
+        raise AssertionError(
+            f"the checkpoint is not the one that {path.name} was made from "
+            f"({', '.join(changed)} changed): numpy's random streams, "
+            "random_checkpoint.py, released.py or tiny.py have changed; run "
+            "tests/golden/make.py again"
+        )
+
+
+def read(
+    path: pathlib.Path, fingerprints=inputs.fingerprints
+) -> tuple[dict[str, np.ndarray], dict]:
+    """(arrays, notes) of a golden file, after a check that the inputs are the same.
+
+    fingerprints: of the inputs, by the seed.
+    """
     with safetensors.safe_open(path, "numpy") as file:
         arrays = {key: file.get_tensor(key) for key in file.keys()}
         notes = json.loads(file.metadata()["notes"])
-    found = inputs.fingerprints(notes["made_with"]["seed"])
+    found = fingerprints(notes["made_with"]["seed"])
     if changed := make.differences(notes["fingerprints"], found):
         raise AssertionError(
             f"the inputs are not those that {path.name} was made from "
@@ -169,7 +180,9 @@ ROWS, LENGTH, TRAILING = 14, 96, 32  # padded sizes: one program for each model 
 
 def read_prompts(tts, prompts: list[prompt.Prompt]) -> list[ReadPrompt]:
     rows = prompts + prompts[:1] * (ROWS - len(prompts))
-    batch = prompt.collate(tts.config, rows, length=LENGTH, trailing=TRAILING)
+    # a reference has twice the frames at 25 Hz
+    length = LENGTH * (1 + tts.config.single_codebook)
+    batch = prompt.collate(tts.config, rows, length=length, trailing=TRAILING)
     read = _read(tts.language_model, fields(batch), np.int32([tts.config.tts_pad_id]))
     embeds, hidden, trailing, tts_pad, logits = map(np.asarray, read)
     return [

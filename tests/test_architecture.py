@@ -15,13 +15,14 @@ APPLICATIONS = ("train", "infer", "configs", "data", "eval")  # L5, beside the p
 
 # Imports point down.  A name stands for a module, or for all modules of a package.
 LAYERS = (
-    ("config", "released", "small", "tiny"),  # L0: standard library only
+    ("config", "config_25hz", "released", "small", "tiny"),  # L0: standard library only
     (  # L1: blocks and plumbing
         "audio",
         "checkpoint",
         "fetch",
         "hf",
         "hf_keys",
+        "hf_keys_25hz",
         "nn",
         "placement",
         "sharding",
@@ -39,7 +40,10 @@ LAYERS = (
         "text_stream",
         "prompt",
         "sampling",
+        "language_model",
         "generate",
+        "speech_tokenizer_base",
+        "speech_tokenizer_25hz",
         "speech_tokenizer",
         "voice_clone",
         "serving.engine",
@@ -58,6 +62,7 @@ LONGER = {  # file -> why it is one file
     "qwen3tts_jax/model.py": "the official class with all its methods",
     "tests/test_audio.py": "every way in and every refusal of one module",
     "tests/test_infer.py": "every flag and every refusal of one program",
+    "tests/test_purity.py": "how to call every method of every module",
     "tests/test_hf.py": "every way in which a checkpoint can be wrong",
 }
 TORCH = (
@@ -67,8 +72,10 @@ TORCH = (
 )  # where the official package runs
 LAZY = {  # file -> why it imports inside a function
     "data/extras.py": "packages for some sources and scorers are optional",
+    "eval/latency.py": "matplotlib is optional (extra eval)",
     "eval/run.py": "judges, Opus and pictures are optional (extra eval)",
     "eval/speed_report.py": "matplotlib is optional (extra eval)",
+    "qwen3tts_jax/tokenizer_25hz/xvector.py": "onnxruntime is optional (extra onnx)",
     "eval/stream_speed.py": "speechmos is optional (extra eval)",
 }
 GENERATED = ("build", "dist", "out", "shared")  # folders that are no source

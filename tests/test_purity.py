@@ -18,18 +18,21 @@ import pytest
 from flax import errors, nnx
 
 import qwen3tts_jax
-from qwen3tts_jax import code_predictor, speaker_encoder, talker, tiny
+from qwen3tts_jax import code_predictor, config_25hz, speaker_encoder, talker, tiny
 from qwen3tts_jax import config as configs
 from qwen3tts_jax.nn import attention, conv, layers, quantizer, transformer
 from qwen3tts_jax.tokenizer_12hz import decoder as decoders
 from qwen3tts_jax.tokenizer_12hz import encoder as encoders
+from qwen3tts_jax.tokenizer_25hz import anti_alias, bigvgan, dit_blocks, late
+from qwen3tts_jax.tokenizer_25hz import dit as dits
+from qwen3tts_jax.tokenizer_25hz import encoder as encoders_25hz
 from qwen3tts_jax.training import discriminators
-from qwen3tts_jax.training.teachers import blocks as teacher_blocks
 from qwen3tts_jax.training.teachers import wavlm, whisper
 
 PACKAGE = pathlib.Path(qwen3tts_jax.__file__).parent
 TTS = configs.Qwen3TTSConfig.from_hf(tiny.tts_config("base", "1.7B"))
 CODEC = configs.Tokenizer12HzConfig.from_hf(tiny.tokenizer_config())
+CODEC_25HZ = config_25hz.Tokenizer25HzConfig.from_hf(tiny.tokenizer_25hz_config())
 STACK = TTS.talker.transformer
 WINDOWED = CODEC.decoder.transformer
 WIDTH = STACK.dim
@@ -129,7 +132,7 @@ def decoder_calls(part):
     state, c = part.init_state(B), CODEC.decoder
     return (
         stepped(codes)(part)
-        | dict(decode=[(codes,)])
+        | dict(decode=[(codes,)], stream=[(codes, jnp.full(B, T), state)])
         | dict(contextualize=[(floats(B, T, c.codebook_dim), state)])
         | dict(synthesize=[(floats(B, T, c.latent_dim), state)])
         | properties
@@ -139,6 +142,84 @@ def decoder_calls(part):
 def encoder_calls(part):
     wave, length = floats(B, 2 * CODEC.samples_per_frame), ints(B)
     return dict(embed=[(wave, length)], __call__=[(wave, length, CODEC.quantizers)])
+
+
+def late_calls(channels, **properties):
+    """The calls of a part that takes signals, here two of each row side by side."""
+
+    def calls(part):
+        groups = getattr(part, "inputs", 1)
+        signal = late.Signal(floats(B, groups, T, channels), ints(B), jnp.full(B, T))
+        return step_only(signal)(part) | properties
+
+    return calls
+
+
+def bigvgan_calls(part):
+    mel, state = floats(B, T, part.config.mel_bins), part.init_state(B)
+    whole = [(mel,), (mel, ints(B))]
+    return dict(
+        init_state=[(B,)],
+        step=[(mel, state), (mel, state, ints(B))],
+        finish=[(state,), (state, ints(B))],
+        decode=whole,
+        __call__=whole,
+        lag=PROPERTY,
+        dtype=PROPERTY,
+    )
+
+
+def quantizer_25hz_calls(part):
+    return dict(
+        project=[(floats(B, T, 5),)],
+        encode=[(floats(B, T, 3),)],
+        decode=[(ints(B, T),)],
+        unproject=[(floats(B, T, 3),)],
+    )
+
+
+def encoder_25hz_calls(part):
+    c, length = CODEC_25HZ.encoder, jnp.full(B, 8)
+    heard = [(floats(B, 12, c.mel_bins), length)]
+    return dict(
+        embed=heard,
+        codes=heard,
+        hidden=heard,
+        __call__=heard,
+        continued=[(floats(B, 3, c.codebook_dim), length)],
+    )
+
+
+def dit_block_calls(part):
+    c = CODEC_25HZ.dit
+    shape = (B, 2, c.block)
+    angle = floats(*shape, 1, c.head_dim // 2)
+    window = dit_blocks.Window(
+        floats(*shape, c.dim), (angle, angle), jnp.ones(shape, bool), jnp.ones(B, bool)
+    )
+    past = floats(B, c.block, c.heads, c.head_dim)
+    call = floats(*shape, c.dim), floats(6, c.dim), window, (past, past)
+    return dict(__call__=[call])
+
+
+def dit_calls(part):
+    c, length = CODEC_25HZ.dit, jnp.full(B, 12)
+    voice, nobody, first = floats(B, c.dim), floats(c.dim), ints(B)
+    codes = ints(B, 12)
+    window = part.window(codes, length, voice, first, nobody)
+    mel = floats(B, 2, c.block, c.mel_bins)
+    at = jax.tree.map(lambda x: x[0], part.modulations(floats(1)))
+    return dict(
+        voice=[(floats(B, c.xvector_dim), floats(B, 12, c.mel_bins), length)],
+        nobody=[()],
+        window=[(codes, length, voice, first), (codes, length, voice, first, nobody)],
+        modulations=[(floats(3),)],
+        velocity=[(mel, at, window, part.nothing_before(2 * B))],
+        nothing_before=[(B,)],
+        back=PROPERTY,
+        ahead=PROPERTY,
+        dtype=PROPERTY,
+    )
 
 
 def new(kind, *args, **options):
@@ -198,6 +279,15 @@ WINDOW_CALL = only(
     attention.WindowCache.zeros(WINDOWED, B, jnp.float32),
 )
 
+VOCODER = dataclasses.replace(
+    CODEC_25HZ.bigvgan,
+    channels=16,
+    kernel_sizes=(3, 7),
+    dilations=((1, 2), (3, 1)),
+    upsample_rates=(5, 2, 2),
+    upsample_kernel_sizes=(11, 4, 4),
+)
+
 # (how to make a module, its calls: part -> {method: list of argument tuples})
 TABLE = [
     (new(layers.Linear, 4, 5, bias=True), only(X)),
@@ -208,6 +298,7 @@ TABLE = [
     (new(layers.LayerScale, 4, initial=0.1), only(X)),
     (new(layers.SwiGLU, 4, 5), only(X)),
     (new(layers.GeluMLP, 4, 5), only(X)),
+    (new(layers.GeluMLP, 4, 5, bias=True), only(X)),
     (new(conv.CausalConv1d, 4, 5, kernel_size=3, dilation=2), stepped(X)),
     (new(conv.CausalConv1d, 4, 5, kernel_size=4, stride=2, bias=False), stepped(X)),
     (new(conv.CausalConvTranspose1d, 4, 5, kernel_size=4, stride=2), stepped(X)),
@@ -250,12 +341,33 @@ TABLE = [
         only(X, jnp.full(B, 3)),
     ),
     (new(encoders.Encoder, CODEC.encoder), encoder_calls),
+    (
+        new(encoders_25hz.Block, 4, 2),
+        only(floats(B, T, 4), jnp.ones((B, T, T), bool)),
+    ),
+    (new(encoders_25hz.Quantizer, 8, 3, outer_dim=5), quantizer_25hz_calls),
+    (
+        new(anti_alias.AntiAliasedSnakes, 4, groups=2),
+        late_calls(4, delay=PROPERTY),
+    ),
+    (new(late.Convs, 4, 5, kernel_sizes=(3, 7)), late_calls(4)),
+    (new(late.Upsample, 4, 5, kernel_size=7, rate=3), late_calls(4)),
+    (
+        lambda: late.Chain([anti_alias.AntiAliasedSnakes(4)]),
+        late_calls(4, delay=PROPERTY),
+    ),
+    (new(bigvgan.Stage, VOCODER, 0), late_calls(VOCODER.channels, delay=PROPERTY)),
+    (new(bigvgan.Stage, VOCODER, 2), late_calls(VOCODER.channels >> 2, delay=PROPERTY)),
+    (new(bigvgan.BigVGAN, VOCODER), bigvgan_calls),
+    (new(encoders_25hz.Encoder, CODEC_25HZ.encoder), encoder_25hz_calls),
+    (new(dits.TimeEmbedding, 4), only(floats(3))),
+    (new(dit_blocks.Block, CODEC_25HZ.dit, back=True, ahead=True), dit_block_calls),
+    (new(dits.DiT, CODEC_25HZ.dit), dit_calls),
     (new(discriminators.Conv, 4, 5, kernel_size=(3, 3)), only(floats(B, 3, 4, 4))),
     (stack_of_judges, only(floats(B, 3, 4, 4))),
     (new(discriminators.PeriodDiscriminator, JUDGES, period=3), JUDGED),
     (new(discriminators.STFTDiscriminator, JUDGES, window=16), JUDGED),
     (new(discriminators.Discriminators, JUDGES), JUDGED),
-    (new(teacher_blocks.MLP, 4, 6), only(X)),
     (new(whisper.Block, WHISPER), only(X)),
     (new(whisper.Encoder, WHISPER), layer_calls(floats(B, 6, 80))),
     (new(wavlm.ExtractorLayer, WAVLM, 0), only(floats(B, 40, 1), jnp.full(B, 7))),

@@ -9,7 +9,16 @@ import jax
 import pytest
 
 from qwen3tts_jax import config as configs
-from qwen3tts_jax import hf, model, released, sharding, speech_tokenizer, tiny
+from qwen3tts_jax import (
+    config_25hz,
+    hf,
+    model,
+    released,
+    sharding,
+    speech_tokenizer,
+    tiny,
+)
+from qwen3tts_jax.tokenizer_25hz import parts as parts_25hz
 
 
 def _leaves(parts):
@@ -23,6 +32,8 @@ def test_every_leaf_matches_a_rule_or_is_listed_as_replicated(size):
     config = configs.Qwen3TTSConfig.from_hf(released.tts_config(size, "base"))
     codec = configs.Tokenizer12HzConfig.from_hf(released.tokenizer_12hz_config())
     parts = model.model_parts(config) | speech_tokenizer.tokenizer_parts(codec)
+    slow = config_25hz.Tokenizer25HzConfig.from_hf(released.tokenizer_25hz_config())
+    parts |= {f"{name}_25hz": part for name, part in parts_25hz.parts(slow).items()}
     ruled = [pattern for pattern, _ in sharding.RULES]
     for name, path, _ in _leaves(parts):
         known = any(re.search(p, path) for p in (*ruled, *sharding.REPLICATED))

@@ -15,16 +15,17 @@ from pathlib import Path
 
 import faster_whisper
 import numpy as np
+import opencc
 import pyopenjtalk
 import pypinyin
 import soundfile
-import zhconv
 
 from data.family import agreement, manifests, plan, reading
 from qwen3tts_jax import audio, metrics
 
 RATE = 16_000  # Hz, of Whisper
 SAY_EVERY = 60.0  # seconds
+SIMPLIFY = opencc.OpenCC("t2s").convert
 
 
 class Hearing:
@@ -54,7 +55,7 @@ def units(text: str, language: str) -> list[str]:
         words = pyopenjtalk.run_frontend(_letters(text), use_sudachi_kanji_yomi=False)
         return list(_letters("".join(word["pron"] for word in words)))
     if language == "zh":
-        return pypinyin.lazy_pinyin(zhconv.convert(_letters(text), "zh-cn"))
+        return pypinyin.lazy_pinyin(SIMPLIFY(_letters(text)))
     return list(_letters(text))
 
 

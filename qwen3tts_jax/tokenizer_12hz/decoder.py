@@ -191,6 +191,25 @@ class Decoder(nnx.Module):
             wave_conv,
         )
 
+    def stream(self, codes: jax.Array, count: jax.Array, state: DecoderState):
+        """`step` for rows of which some may rest.
+
+        Args:
+            codes: int [B, T, Q]; count: int32 [B], frames that each row has: T, fewer
+                where it ends with them, or 0 where it rests.
+        Returns:
+            (wave: as of `step`; samples: int32 [B], how many of each row count, the
+            first ones; state).
+        """
+        wave, after = self.step(codes, state)
+
+        def moved(after, before):
+            shape = (-1,) + (1,) * (after.ndim - 1)
+            return jnp.where((count > 0).reshape(shape), after, before)
+
+        samples = count * self.samples_per_frame
+        return wave, samples, jax.tree.map(moved, after, state)
+
     def contextualize(self, x: jax.Array, state: DecoderState) -> tuple:
         """The part at the rate of frames: convolution and transformer.
 

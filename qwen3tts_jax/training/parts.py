@@ -52,6 +52,11 @@ def shardings(abstract: Parts, mesh: Mesh) -> Parts:
 
 
 def _build(config: configs.Qwen3TTSConfig, key: jax.Array) -> Parts:
+    if config.code_predictor is None:
+        raise ValueError(
+            f"got a checkpoint of {config.tokenizer_type}, expected one of "
+            f"{configs.TOKENIZER_12HZ}; the 25Hz language model is not trained here"
+        )
     talker_key, predictor_key, speaker_key = jax.random.split(key, 3)
     speaker = None
     if config.speaker_encoder is not None:

@@ -9,11 +9,20 @@ import subprocess
 import sys
 
 import jax
+import micro_25hz
 import numpy as np
 import pytest
 from flax import nnx
 
-from eval import our_speed, speed, speed_report, stream_speed, weight_agreement
+from eval import (
+    our_speed,
+    packet_speed,
+    speed,
+    speed_job,
+    speed_report,
+    stream_speed,
+    weight_agreement,
+)
 from qwen3tts_jax import code_predictor, generate, prompt, talker, tiny
 from qwen3tts_jax import config as configs
 
@@ -34,7 +43,7 @@ def run_module(name, *arguments, timeout=120.0) -> subprocess.CompletedProcess:
 
 
 def arguments(**changes) -> argparse.Namespace:
-    given = dict(dtype="float32", threads=1, frames=FRAMES)
+    given = dict(dtype="float32", threads=1, frames=FRAMES, codec_seconds=0.64)
     given |= dict(stream_frames=STREAM_FRAMES, schedule=[1])
     return argparse.Namespace(**(given | changes))
 
@@ -64,8 +73,8 @@ def test_bytes_per_frame_by_hand(size):
 
 def test_worker_prints_one_line_of_json(checkpoint):
     path = checkpoint("custom_voice")
-    job = speed.make_job(arguments(), path) | dict(task="measure", codec_frames=8)
-    job["wave_samples"] = 8 * 1920
+    job = speed_job.make_job(arguments(), path) | dict(task="measure")
+    assert job["codec_frames"] == 8 and job["wave_samples"] == 8 * 1920
     done = run_module("eval.our_speed", json.dumps(job))
     assert done.returncode == 0, done.stderr
     [line] = done.stdout.splitlines()
@@ -75,7 +84,7 @@ def test_worker_prints_one_line_of_json(checkpoint):
     assert report["seconds_load"] > 0 and report["seconds_compile"] > 0
     assert report["seconds_per_frame_predictor"] > 0
     assert min(report[f"seconds_per_frame_codec_{n}"] for n in (1, 8)) > 0
-    assert report["seconds_decode_10s"] > 0 and report["seconds_encode_10s"] > 0
+    assert report["seconds_decode"] > 0 and report["seconds_encode"] > 0
     assert report["peak_memory_gib"] > 0.1
     assert report["read_bytes_per_second"] > 1e8
     assert set(report["versions"]) == {"python", "jax", "jaxlib", "flax"}
@@ -84,7 +93,7 @@ def test_worker_prints_one_line_of_json(checkpoint):
 def test_there_is_no_end_token(checkpoint):
     """Where every other code has a lower score, no frame could be made otherwise."""
     path = checkpoint("custom_voice")
-    job = speed.make_job(arguments(), path)
+    job = speed_job.make_job(arguments(), path)
     bundle = our_speed.load(job)
     head = bundle.language_model.talker.codec_head
     eos = bundle.config.talker.codec_eos_id
@@ -97,7 +106,7 @@ def test_there_is_no_end_token(checkpoint):
 @pytest.fixture(scope="module")
 def loaded(checkpoint):
     """(model, job) of the tiny checkpoint."""
-    job = speed.make_job(arguments(), checkpoint("custom_voice"))
+    job = speed_job.make_job(arguments(), checkpoint("custom_voice"))
     return our_speed.load(job), job
 
 
@@ -111,7 +120,7 @@ def test_streams(loaded, count, monkeypatch):
     assert 0 < median <= most <= found["seconds_total"]
     assert min(found["seconds_first_audible"]) >= median  # the tiny model is loud
     assert 0 < found["seconds_per_frame_step"] < found["seconds_total"]
-    spoken = STREAM_FRAMES * speed.FRAME_SECONDS
+    spoken = STREAM_FRAMES * 0.08
     rate = count * spoken / found["seconds_total"]
     np.testing.assert_allclose(found["audio_seconds_per_second"], rate)
     assert 0 < found["rtf_stream"] <= found["seconds_total"] / spoken
@@ -125,13 +134,13 @@ def test_summary_by_hand():
         stream_speed.Heard([1.0, 2.0], [loud, two], codes),
         stream_speed.Heard([1.5, 3.5], [still, two], codes),
     ]
-    found = stream_speed.summary(streams, 3)
+    found = stream_speed.summary(streams, 3, 12.5)
     assert found["seconds_first_byte"] == [1.25, 1.5]
     assert found["seconds_first_audible"] == [2.25, 3.5]
     assert found["seconds_per_frame_step"] == 1.0  # two frames after 1.5 s
     np.testing.assert_allclose(found["audio_seconds_per_second"], 2 * 0.24 / 3.5)
     streams[1].waves[1] = np.concatenate([still, still])
-    assert stream_speed.summary(streams, 3)["seconds_first_audible"] is None
+    assert stream_speed.summary(streams, 3, 12.5)["seconds_first_audible"] is None
 
 
 def test_sound_begins_at_50_decibels_below_full_scale():
@@ -145,12 +154,30 @@ def test_sound_begins_at_50_decibels_below_full_scale():
 def test_a_short_first_packet_costs_no_quality(loaded, monkeypatch):
     bundle, job = loaded
     monkeypatch.setattr(stream_speed, "LATER_PACKETS", 1)
-    found = stream_speed.first_packet(bundle, job, 2)
+    monkeypatch.setattr(stream_speed, "FIRST_PACKETS", (2,))
+    [found] = stream_speed.first_packets(bundle, job)
     assert found["frames"] == 2 and found["packet_seconds"] == 0.16
     assert found["seconds_first_packet"] > 0 and found["stall_seconds"] >= 0
     assert found["largest_difference"] <= 1e-5
     if found["dnsmos"] != stream_speed.NO_DNSMOS:
         assert 1 <= found["dnsmos"]["ovrl"] <= 5
+
+
+def test_codes_without_sound(loaded):
+    """What `packet_speed.packets` takes for the language model's part."""
+    bundle, job = loaded
+    codec, silent = bundle.speech_tokenizer, packet_speed.silent(bundle)
+    assert packet_speed.packet_codes(bundle) == 4 == packet_speed.first_codes(bundle)
+    found = packet_speed.stream_times(
+        silent,
+        job | dict(concurrency=1),
+        first=4,
+        schedule=(4,),
+        voice=stream_speed.voice_of(bundle, job),
+    )
+    assert bundle.speech_tokenizer is codec  # nothing has changed
+    assert 0 < found["first_codes"] and 0 < found["packet"]
+    assert found["first_sound"] is None
 
 
 def test_weights_agree_with_themselves(loaded):
@@ -226,6 +253,7 @@ def test_official_python_without_the_package(checkpoint):
     "bad, message",
     [
         (["--frames", 2], "expected --frames 3 or more"),
+        (["--codec_seconds", 0], "expected --codec_seconds and --stream_frames more"),
         (["--threads", 0], "got --threads 0, expected 1 to"),
         (["--concurrency", "0,3"], "expected --concurrency and --schedule"),
         (["--against", "official,others"], "got --against others, expected official"),
@@ -239,11 +267,11 @@ def test_bad_arguments(bad, message):
 
 
 def report(side: str, n: int, frame: float, **more) -> dict:
-    parts = ("decode_10s", "encode_10s", "per_frame_predictor", "per_frame_talker")
+    parts = ("decode", "encode", "per_frame_predictor", "per_frame_talker")
     times = {f"seconds_{part}": 0.5 for part in parts}
     measured = dict(side=side, task="measure", n=n, seconds_per_frame=frame, others=0.0)
     where = dict(device="cpu", versions=dict(python="3"), codec_dtype="float32")
-    return speed.derived(times | measured) | where | more
+    return speed.derived(times | measured, 12.5, 10) | where | more
 
 
 def codes(last: int) -> list:
@@ -259,7 +287,7 @@ REPORTS = [
     dict(side="ours", task="start", n=2, seconds_first_frame=3.0, others=0.0)
     | dict(device="cpu", versions=dict(python="3")),
 ]
-PACKETS = [
+FIRST_PACKETS = [
     dict(
         frames=1,
         seconds_first_packet=0.25,
@@ -279,6 +307,19 @@ STREAM = dict(
     rtf_stream=0.625,
     peak_memory_gib=1.5,
 )
+PACKETS = dict(
+    concurrency=3,
+    packet_codes=8,
+    packet_seconds=0.32,
+    codes_before_sound=16,
+    seconds_lm_first=0.125,
+    seconds_codec_first=0.25,
+    seconds_first_packet=[0.5, 0.75],
+    seconds_lm_packet=0.0625,
+    seconds_codec_packet=0.03125,
+    seconds_packet=0.16,
+    rtf=0.5,
+)
 AGREEMENT = dict(
     codebook_0=dict(kl_mean=0.25, kl_max=0.5, same_best=0.875),
     codebooks_1_15=dict(kl_mean=0.125, kl_max=0.75, same_best=1.0),
@@ -293,7 +334,8 @@ def metrics_of(reports: list[dict]) -> dict:
         machine=dict(processor="none", cores=2, memory_gib=1),
         date="today",
         command="this",
-        job=dict(frames=2, threads=1, dtype="float32"),
+        job=dict(frames=2, threads=1, dtype="float32", size="0b6", frame_rate=12.5)
+        | dict(codec_seconds=10),
         sides={r["side"]: {} for r in reports},
     )
 
@@ -324,7 +366,8 @@ def test_table_with_everything():
         *REPORTS,
         report("ours int8", 1, 0.1, **cheap, codes=codes(2)),
         report("ours", 3, 0, streams=[STREAM], task="stream"),
-        report("ours", 1, 0, first_packets=PACKETS, task="experiments"),
+        report("ours", 1, 0, first_packets=FIRST_PACKETS, task="experiments"),
+        report("ours", 3, 0, packets=[PACKETS], task="packets"),
         report("ours int8", 1, 0, agreement=AGREEMENT, task="agreement"),
         {
             k: v
@@ -339,8 +382,13 @@ def test_table_with_everything():
     assert stream.split() == (
         "ours 3 0.25 0.5 - 0.125 7.5 0.625 1.5 1, 2, 4, 8".split()
     )
-    assert "not installed" in text and "25Hz: not built yet" in text
-    assert "12Hz: 0.25 s" in text
+    assert "not installed" in text
+    assert "packets of 8 codes, 0.32 s; the first after 16 codes" in text
+    ours, paper = [l for l in text.splitlines() if " = " in l and "GB" not in l]
+    assert ours.split() == (
+        "ours 3 0.125 + 0.25 = 0.375 0.5 0.75 0.0625 0.0312 0.16 0.5".split()
+    )
+    assert "0.174 + 0.005 = 0.179" in paper and paper.endswith("0.338")
     assert "codebook 0: KL 0.25 nats (at most 0.5), same best code 87.5%" in text
     assert "free runs: the first 7 frames are equal" in text
     assert "official: same codes in the first 1 of 2" in text
@@ -356,12 +404,33 @@ def test_picture(tmp_path):
     assert (tmp_path / "metrics.json").exists()
 
 
+def test_table_of_25hz():
+    job = dict(frame_rate=25, codec_seconds=5, frames=2, threads=1, dtype="float32")
+    measured = dict(side="ours", task="measure", n=1, seconds_per_frame=0.125)
+    measured |= dict(seconds_decode=2.0, seconds_dit=1.5, others=0.0, device="cpu")
+    measured |= FLOOR | dict(codes=[[1], [2]], versions={}, codec_dtype="float32")
+    metrics = metrics_of([speed.derived(measured, 25, 5)])
+    metrics |= dict(job=job | dict(size="0b6"))
+    text = speed_report.table(metrics)
+    assert "s per 40 ms frame           0.125" in text
+    assert "codec: decode 5 s, s        2" in text and "  DiT, 10 steps" in text
+    assert "real-time factor, codes     3.125" in text  # 0.125 s for 0.04 s
+    assert "  and their decoding        3.525" in text
+    assert "predictor" not in text and "talker" not in text  # rows of 12Hz
+
+
 @pytest.mark.oracle
 @pytest.mark.skipif(not OFFICIAL_PYTHON, reason="QWEN_TTS_PYTHON names no Python")
-def test_against_the_official_package(checkpoint, tmp_path):
+@pytest.mark.parametrize("rate", [12, 25])
+def test_against_the_official_package(rate, checkpoint, tokenizer_dir, tmp_path):
+    if rate == 12:
+        path, ours_alone = checkpoint("custom_voice"), ("cached", "codec")
+    else:
+        path, ours_alone = tmp_path / "micro", ("cached", "codec", "encode")
+        micro_25hz.write(path, tokenizer_dir)
     done = run_module(
         "eval.speed",
-        *("--model", checkpoint("custom_voice"), "--threads", 1, "--frames", FRAMES),
+        *("--model", path, "--threads", 1, "--frames", FRAMES, "--codec_seconds", 1),
         *("--against", "official", "--rounds", 1, "--out", tmp_path),
         timeout=600,
     )
@@ -369,8 +438,12 @@ def test_against_the_official_package(checkpoint, tmp_path):
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["agreeing_frames"] == dict(official=FRAMES)  # they do the same work
     for key, row in metrics["rows"].items():
-        ours_alone = "cached" in key or "codec" in key
-        assert set(row) >= ({"ours"} if ours_alone else {"ours", "official"}), key
+        alone = any(part in key for part in ours_alone)
+        sides = {"ours"} if alone else {"ours", "official"}
+        assert not row or set(row) >= sides, key
+    least = {"seconds_per_frame", "seconds_decode", "peak_memory_gib"}
+    least |= {"seconds_dit", "seconds_codes"} if rate == 25 else {"seconds_encode"}
+    assert all(metrics["rows"][key] for key in least)
     [stream] = metrics["streams"]
     assert stream["concurrency"] == 1 and stream["peak_memory_gib"] > 0.1
     assert "official" in done.stdout and "times that" in done.stdout

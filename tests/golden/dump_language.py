@@ -17,7 +17,11 @@ _EVERY = 8  # of the predictor's logits
 
 @contextlib.contextmanager
 def spying(model):
-    """Notes what a generate method asks for, its prompt, and every choice it makes."""
+    """Notes what a generate method asks for, its prompt, and every choice it makes.
+
+    With a single codebook the official loop asks its predictor for no codes at all, and
+    fails; here it gets none.
+    """
     seen = types.SimpleNamespace(asked=None, prompt=None, result=None, residual=[])
     predictor = model.talker.code_predictor
     generate, talk, predict = model.generate, model.talker.generate, predictor.generate
@@ -32,6 +36,10 @@ def spying(model):
         return seen.result
 
     def inner(**kwargs):
+        if model.talker.config.num_code_groups == 1:
+            rows = len(kwargs["inputs_embeds"])
+            nothing = torch.zeros(rows, 0, dtype=torch.long)
+            return types.SimpleNamespace(sequences=nothing)
         result = predict(**kwargs, output_logits=True)
         seen.residual.append(torch.stack(result.logits))  # [15, B, V]
         return result
@@ -76,6 +84,9 @@ def clone_prompt(tts, case: inputs.Case, seed: int) -> list:
 
 
 def dump_generation(golden, tts, seed: int) -> None:
+    end = tts.model.config.talker_config.codec_eos_token_id
+    if tts.model.talker.config.num_code_groups == 1:
+        put_single_references(golden, tts, seed)
     for number, (name, case) in enumerate(
         inputs.CASES[tts.model.tts_model_type].items()
     ):
@@ -87,7 +98,15 @@ def dump_generation(golden, tts, seed: int) -> None:
                 put_prompt(golden, f"prompt/{name}", seen)
                 if number == 0:
                     golden.put(f"prompt/{name}/logits", seen.result.logits[0])
-            put_greedy(golden, f"greedy_{penalty}/{name}", seen)
+            put_greedy(golden, f"greedy_{penalty}/{name}", seen, end)
+
+
+def put_single_references(golden, tts, seed: int) -> None:
+    """The codes that stand for those of a 25Hz tokenizer."""
+    codec = tts.model.speech_tokenizer
+    for name, wave in inputs.references(seed).items():
+        (codes,) = codec.encode(wave, inputs.SAMPLE_RATE).audio_codes
+        golden.put_codes(f"reference/{name}/codes", codes)
 
 
 def put_prompt(golden, key: str, seen) -> None:
@@ -114,19 +133,24 @@ def put_prompt(golden, key: str, seen) -> None:
     golden.put(f"{key}/hidden", torch.where(mask[..., None] > 0, layers[-1], 0.0))
 
 
-def put_greedy(golden, key: str, seen) -> None:
+def put_greedy(golden, key: str, seen, end: int) -> None:
     """All frames, also after a row's end; lengths: frames before the end."""
     frames = [codes for _, codes in seen.result.hidden_states if codes is not None]
-    codes = torch.stack(frames, 1)  # [B, T, 16]
-    ends = codes[..., 0] == inputs.CODEC_EOS
+    codes = torch.stack(frames, 1)  # [B, T, Q]
+    ends = codes[..., 0] == end
     lengths = torch.where(ends.any(1), ends.int().argmax(1), codes.shape[1])
     first = margin(torch.stack(seen.result.scores, 1))  # [B, T + 1]
-    residual = margin(torch.stack(seen.residual, 1))  # [15, T, B]
+    if seen.residual:
+        residual = margin(torch.stack(seen.residual, 1))  # [15, T, B]
+    else:
+        residual = torch.zeros(0, codes.shape[1], len(codes))
     golden.put_codes(f"{key}/codes", codes)
     golden.put(f"{key}/lengths", lengths)
     golden.put(f"{key}/first_margin", first[:, : codes.shape[1]], np.float16)
     golden.put_near_ties(f"{key}/residual", residual.permute(2, 1, 0))  # [B, T, 15]
-    smallest = {"first": float(first.min()), "residual": float(residual.min())}
+    smallest = {"first": float(first.min())}
+    if len(residual):
+        smallest["residual"] = float(residual.min())
     golden.note(f"{key}/smallest_margin", smallest)
 
 

@@ -18,7 +18,6 @@ import golden_file
 import inputs
 import official
 import torch
-import transformers
 
 PARTS = {
     "generation": dump_language.dump_generation,
@@ -47,15 +46,7 @@ def main() -> None:
     torch.set_num_threads(1)  # the sums of one thread, whatever the machine
     tts = official.load(args.directory)
     golden = golden_file.Golden()
-    golden.note(
-        "made_with",
-        {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "qwen_tts": "0.1.1",
-            "seed": args.seed,
-        },
-    )
+    golden.note("made_with", official.versions() | {"seed": args.seed})
     golden.note("fingerprints", inputs.fingerprints(args.seed))
     for part in args.only:
         if part not in BASE_ONLY or tts.model.tts_model_type == "base":

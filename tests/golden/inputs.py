@@ -296,9 +296,14 @@ def fingerprints(seed: int) -> dict[str, list[float]]:
         "sampling": [sampling_logits(seed), sampling_history(seed)],
     }.items():
         made |= {f"{name}/{i}": array for i, array in enumerate(arrays)}
+    return summaries(made)
+
+
+def summaries(arrays: dict[str, np.ndarray]) -> dict[str, list[float]]:
+    """Mean, standard deviation and last element of each."""
     return {
         name: [float(np.mean(a, dtype=np.float64)), float(np.std(a)), float(a.flat[-1])]
-        for name, a in made.items()
+        for name, a in arrays.items()
     }
 
 

@@ -60,14 +60,34 @@ class Spec:
         return f"{self.variant}_{self.size}"
 
     def write(self, out: pathlib.Path, text_files: pathlib.Path | None = None) -> None:
+        variant = self.variant.removesuffix(random_checkpoint.SUFFIX_25HZ)
+        single = variant != self.variant
+        tts = tiny.tts_config_25hz if single else tiny.tts_config
+        codec = _tokenizer_25hz_config() if single else tiny.tokenizer_config()
         random_checkpoint.write(
             out,
-            tiny.tts_config(self.variant, self.size),
-            tiny.tokenizer_config(),
+            tts(variant, self.size),
+            codec,
             seed=self.seed,
             eos_gain=self.eos_gain,
             text_files=text_files,
         )
+
+
+# A BigVGAN that compiles in a small part of the time, in TTS checkpoints.
+QUICK_BIGVGAN = dict(
+    upsample_initial_channel=32,
+    upsample_rates=[15, 16],
+    upsample_kernel_sizes=[17, 18],
+    resblock_kernel_sizes=[3],
+    resblock_dilation_sizes=[[1, 3, 5]],
+)
+
+
+def _tokenizer_25hz_config() -> dict:
+    config = tiny.tokenizer_25hz_config()
+    config["decoder_config"]["bigvgan_config"] |= QUICK_BIGVGAN
+    return config
 
 
 # In each of them most rows go on beyond 48 frames, and one row of a batch ends early.
@@ -78,6 +98,33 @@ SPECS = (
     Spec("custom_voice", "1.7B", 43, 1.6),
     Spec("voice_design", "1.7B", 52, 1.4),
     Spec("voice_design", "0.6B", 63, 1.6),  # never released, but must work
+    Spec("base_25hz", "0.6B", 15, 1.1, LANGUAGE[:1]),
+    Spec("custom_voice_25hz", "1.7B", 28, 1.4, LANGUAGE[:1]),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerSpec:
+    """A tiny 25 Hz speech tokenizer; see dump_25hz.py.
+
+    Attributes:
+        seed: of the weights and of the inputs.
+        block: of the DiT, mel frames: the released 32, or the class default.
+    """
+
+    name: str
+    seed: int
+    block: int
+
+    def write(self, out: pathlib.Path) -> None:
+        config = tiny.tokenizer_25hz_config()
+        config["decoder_config"]["dit_config"]["block_size"] = self.block
+        random_checkpoint.write_tokenizer_25hz(out, config, seed=self.seed)
+
+
+TOKENIZERS_25HZ = (
+    TokenizerSpec("tokenizer_25hz_1", 71, 24),
+    TokenizerSpec("tokenizer_25hz_2", 82, 32),
 )
 
 
@@ -95,6 +142,8 @@ def fingerprint(directory: pathlib.Path) -> dict:
     found = {}
     for folder in (".", "speech_tokenizer"):
         path = directory / folder / "config.json"
+        if not path.exists():  # a speech tokenizer alone
+            continue
         values = json.dumps(json.loads(path.read_text("utf-8")), sort_keys=True)
         name = str(path.relative_to(directory))
         found[name] = hashlib.sha256(values.encode()).hexdigest()
@@ -160,11 +209,26 @@ def dump(python: str, spec: Spec, directory: pathlib.Path, out: pathlib.Path) ->
         if recording:
             files.append(pathlib.Path(folder) / "clone.safetensors")
             run(python, "dump_clone.py", *common, files[1])
-        arrays, merged = {}, {}
-        for path in files:
-            with safetensors.safe_open(path, "numpy") as file:
-                merged |= json.loads(file.metadata()["notes"])
-                arrays |= {key: file.get_tensor(key) for key in file.keys()}
+        _join(files, spec, directory, out)
+
+
+def dump_tokenizer(
+    python: str, spec: TokenizerSpec, directory: pathlib.Path, out: pathlib.Path
+) -> None:
+    """The same of a 25 Hz speech tokenizer."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "main.safetensors"
+        run(python, "dump_25hz.py", directory, "--seed", spec.seed, "--out", path)
+        _join([path], spec, directory, out)
+
+
+def _join(files: list[pathlib.Path], spec, directory: pathlib.Path, out) -> None:
+    """One golden file of what the dumpers wrote and of what tells its checkpoint."""
+    arrays, merged = {}, {}
+    for path in files:
+        with safetensors.safe_open(path, "numpy") as file:
+            merged |= json.loads(file.metadata()["notes"])
+            arrays |= {key: file.get_tensor(key) for key in file.keys()}
     merged["checkpoint"] = dataclasses.asdict(spec) | {
         "fingerprint": fingerprint(directory)
     }
@@ -176,7 +240,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = [TEACHERS, SAMPLING, *(spec.name for spec in SPECS)]
+    names = [TEACHERS, SAMPLING, *(spec.name for spec in (*SPECS, *TOKENIZERS_25HZ))]
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {names}")
     wanted = parser.parse_args().names or names
     python = official_python()
@@ -186,14 +250,16 @@ def main() -> None:
         out = HERE / f"{TEACHERS}.safetensors"
         run(python, "dump_teachers.py", "--out", out)
     sampling = dataclasses.replace(SPECS[0], parts=(SAMPLING,))
-    for name, spec in zip(names[1:], (sampling, *SPECS)):
+    specs = (sampling, *SPECS, *TOKENIZERS_25HZ)
+    for name, spec in zip(names[1:], specs, strict=True):
         if name not in wanted:
             continue
         out = HERE / f"{name}.safetensors"
         with tempfile.TemporaryDirectory() as folder:
             directory = pathlib.Path(folder) / "checkpoint"
             spec.write(directory)
-            dump(python, spec, directory, out)
+            how = dump_tokenizer if spec in TOKENIZERS_25HZ else dump
+            how(python, spec, directory, out)
         print(f"{out.name}: {out.stat().st_size / 1e3:.0f} kB")
 
 

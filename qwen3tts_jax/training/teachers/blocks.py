@@ -5,23 +5,11 @@ from collections.abc import Iterable, Iterator, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from qwen3tts_jax import hf, hf_keys
-from qwen3tts_jax.nn import conv, layers
+from qwen3tts_jax.nn import conv
 
 AVERAGE = "average"  # of the states before, between and after the layers
-
-
-class MLP(nnx.Module):
-    """down(gelu(up(x))) with biases.  x: float [B, T, D]."""
-
-    def __init__(self, dim: int, ffn: int, *, rngs: nnx.Rngs):
-        self.up = layers.Linear(dim, ffn, bias=True, rngs=rngs)
-        self.down = layers.Linear(ffn, dim, bias=True, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(jax.nn.gelu(self.up(x), approximate=False))
 
 
 def convolve(part: conv.CausalConv1d, x: jax.Array) -> jax.Array:

@@ -218,7 +218,7 @@ class Block(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.attention = Attention(config, rngs=rngs)
         self.attention_norm = layers.LayerNorm(config.dim, eps=config.eps)
-        self.mlp = blocks.MLP(config.dim, config.ffn, rngs=rngs)
+        self.mlp = layers.GeluMLP(config.dim, config.ffn, bias=True, rngs=rngs)
         self.mlp_norm = layers.LayerNorm(config.dim, eps=config.eps)
         self.stable = config.stable
 

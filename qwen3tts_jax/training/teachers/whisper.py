@@ -1,4 +1,4 @@
-"""The encoder of Whisper, read from a CTranslate2 directory, and its log-mel.
+"""The encoder of Whisper, read from a CTranslate2 directory.
 
 It was trained to transcribe and translate 99 languages, on windows of 30 s whose end is
 silence.  Its positions are fixed sinusoids from 0: it runs on shorter waves too, and it
@@ -7,7 +7,6 @@ Source: arXiv 2212.04356; openai/whisper.
 """
 
 import dataclasses
-import math
 import pathlib
 import re
 from collections.abc import Iterator
@@ -17,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from qwen3tts_jax import audio, hf, hf_keys
+from qwen3tts_jax import hf, hf_keys
 from qwen3tts_jax.nn import conv, layers
+from qwen3tts_jax.tokenizer_25hz import encoder as encoders
+from qwen3tts_jax.tokenizer_25hz import features as tokenizer_features
 from qwen3tts_jax.training.teachers import blocks, ct2
 
 FILE = "model.bin"
 RATE = 16_000  # Hz
-N_FFT, HOP = 400, 160  # samples
-POWER_FLOOR, RANGE = 1e-10, 8.0  # before log10; powers of ten below the loudest
-STEP = 2 * HOP  # samples: one state each 20 ms
+STEP = 2 * tokenizer_features.HOP  # samples: one state each 20 ms
 NORM_EPS = 1e-5
 TAIL = 16_000  # samples of silence wanted after a clip
 SPEC = "WhisperSpec"
@@ -62,7 +61,7 @@ class Block(nnx.Module):
         self.query_key_value = layers.Linear(dim, 3 * dim, **bias)
         self.out = layers.Linear(dim, dim, **bias)
         self.mlp_norm = layers.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = blocks.MLP(dim, config.ffn, rngs=rngs)
+        self.mlp = layers.GeluMLP(dim, config.ffn, **bias)
         self.heads = config.heads
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -80,7 +79,7 @@ class Encoder(nnx.Module):
         dim, kernel = config.dim, dict(kernel_size=3, rngs=rngs)
         self.conv1 = conv.CausalConv1d(config.mel_bins, dim, **kernel)
         self.conv2 = conv.CausalConv1d(dim, dim, stride=2, **kernel)
-        self.positions = nnx.Param(sinusoids(config.positions, dim))
+        self.positions = nnx.Param(encoders.sinusoids(config.positions, dim))
         stack = [Block(config, rngs=rngs) for _ in range(config.layers)]
         self.blocks = nnx.List(stack)
         self.norm = layers.LayerNorm(dim, eps=NORM_EPS)
@@ -89,7 +88,7 @@ class Encoder(nnx.Module):
     def __call__(self, mel: jax.Array, layer: int | str) -> jax.Array:
         """Float [B, T/2, D], state `layer` of layers + 1; the last one is normalised.
 
-        mel: float [B, T, M] from `log_mel`, T even and at most 2 * positions.
+        mel: float [B, T, M], 100 frames a second, T even and at most 2 * positions.
         layer: as in `hidden`.
         """
         if layer == PLAIN:
@@ -146,42 +145,7 @@ def hidden(
     layer = c.default_layer if layer is None else layer
     c.check(layer)
     wave = jnp.where(jnp.arange(samples)[None] < length[:, None], wave, 0.0)
-    return module(log_mel(wave, c.mel_bins), layer)
-
-
-def log_mel(wave: jax.Array, bins: int = 80) -> jax.Array:
-    """Float32 [B, W // 160, M], about -1 to 1, of float [B, W], 16 kHz, W % 160 = 0.
-
-    Source: openai/whisper, log_mel_spectrogram: log10 of powers, cut 8 below the
-    loudest of the row, then (x + 4) / 4.
-    """
-    wave, frames = wave.astype(jnp.float32), wave.shape[1] // HOP
-    wave = jnp.pad(wave, ((0, 0), (N_FFT // 2, N_FFT // 2)), mode="reflect")
-    # windows of five half hops, every second one: no gather
-    halves = wave.reshape(len(wave), -1, HOP // 2)  # [B, 2T + 5, 80]
-    cut = [halves[:, i : i + 2 * frames : 2] for i in range(2 * N_FFT // HOP)]
-    spectrum = jnp.fft.rfft(jnp.concatenate(cut, axis=-1) * _hann()[None, None])
-    power = spectrum.real**2 + spectrum.imag**2  # [B, T, N_FFT // 2 + 1]
-    filters = audio.mel_filterbank(
-        bins=bins, n_fft=N_FFT, rate=RATE, low=0.0, high=RATE / 2
-    )
-    mel = jnp.matmul(power, filters.T, precision=jax.lax.Precision.HIGHEST)
-    mel = jnp.log10(jnp.maximum(mel, POWER_FLOOR))  # [B, T, M]
-    loudest = jnp.max(mel, axis=(1, 2), keepdims=True)
-    return (jnp.maximum(mel, loudest - RANGE) + 4.0) / 4.0
-
-
-def _hann() -> np.ndarray:
-    """Periodic Hann window, float32 [N_FFT]."""
-    phase = 2 * np.pi * np.arange(N_FFT) / N_FFT
-    return (0.5 - 0.5 * np.cos(phase)).astype(np.float32)
-
-
-def sinusoids(length: int, dim: int) -> jax.Array:
-    """Float32 [T, D]: sines, then cosines, of D / 2 rates from 1 down to 1e-4."""
-    rate = np.exp(-math.log(10_000) / (dim // 2 - 1) * np.arange(dim // 2))
-    angle = np.arange(length)[:, None] * rate[None]
-    return jnp.asarray(np.concatenate([np.sin(angle), np.cos(angle)], 1), jnp.float32)
+    return module(tokenizer_features.log_mel(wave, bins=c.mel_bins), layer)
 
 
 def load(directory: pathlib.Path) -> tuple[Config, Encoder]:
