@@ -42,7 +42,7 @@ compiled before.
 - first byte: from the request to the first chunk in hand; median and maximum.
 - first audible: to the chunk with the first 10 ms louder than -50 dBFS (RMS); the chunk
   counts, not the place in it.
-- per frame-step: 80 ms of every stream, after all have had their first chunk.
+- per frame-step: a frame of every stream, after all have had their first chunk.
 - audio s per s: of all streams, from the request to the last chunk.
 - RTF: of one stream, first chunk and prompt included.
 faster-qwen3-tts has rows for packets of 1 frame and of 12, its default.
@@ -59,8 +59,8 @@ faster-qwen3-tts has rows for packets of 1 frame and of 12, its default.
 come in groups of 8 only.  The official package does not load their codec without CAM++,
 nor generate with them: its predictor is asked for no codes, and fails.  So its LM is
 measured with a predictor that gives none and without a codec, and its codec apart:
-`quantize_speech` (of all windows of attention at once, which is what it does on a CPU),
-`decode`, its DiT with 10 steps and its BigVGAN.  It makes no x-vectors, nor packets.
+`quantize_speech` ("codes alone"), `decode`, its DiT with 10 steps and its BigVGAN.  It
+has no streaming decoder, so there are no packets to compare.
 
 --weights: our side once more with these weights, and how far they lead from the float
 ones: see `weight_agreement.py`.

@@ -218,6 +218,10 @@ class StreamingSession:
         Raises: TimeoutError if no slot of a shared engine became free; what the device
         raised, if it failed in this stream.
         """
+        return self._read(patient=True)
+
+    def _read(self, *, patient: bool) -> np.ndarray | None:
+        """`read`; without patience also None where it would wait for text."""
         while True:
             stream = self._stream
             # first: the last chunk is there before its stream is over
@@ -228,6 +232,8 @@ class StreamingSession:
             if over:
                 if stream is not None and stream.error is not None:
                     raise stream.error
+                return None
+            if not patient and self._awaited() == TEXT:
                 return None
             progressed, awaited = self.engine.step(), self._awaited()
             if awaited is None:
@@ -293,7 +299,10 @@ class StreamingSession:
                 if self._over:
                     break  # it has said all it wants to, or all it may
                 self.push_text(piece)
-                while self._goes_on() and (chunk := self.read()) is not None:
+                while self._goes_on():
+                    # a codec that waits for frames to come may make no sound of these
+                    if (chunk := self._read(patient=False)) is None:
+                        break
                     yield chunk
             else:
                 self.end_text()
