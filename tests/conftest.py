@@ -20,6 +20,8 @@ from tokenizers import models, pre_tokenizers, processors
 
 from qwen3tts_jax import text
 
+MANY_MAPPINGS = 20_000  # of memory; Linux allows 65,530
+
 
 def pytest_configure(config) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -55,6 +57,16 @@ def pytest_terminal_summary(terminalreporter) -> None:
         terminalreporter.section("largest errors, in standard deviations", sep="-")
     for quantity, error in sorted(parity.worst.items()):
         terminalreporter.line(f"{error:8.1e}  {quantity}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Forgets compiled programs before a process has more mappings than Linux allows:
+    XLA crashes there.  The programs that are needed again are in the cache on disk."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > MANY_MAPPINGS:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
