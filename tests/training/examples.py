@@ -1,6 +1,11 @@
 """Packed rows of made-up utterances, and a recipe to train on them."""
 
 import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +38,25 @@ def compiler(level: int) -> dict[str, int | bool]:
 
 
 QUICK = compiler(0)
+
+
+def on_simulated_devices(program: str, count: int) -> dict[str, dict]:
+    """mesh -> what a program beside this file prints of it, a line of JSON each."""
+    flags = {"xla_force_host_platform_device_count": count} | QUICK
+    env = os.environ | {
+        "XLA_FLAGS": " ".join(f"--{k}={str(v).lower()}" for k, v in flags.items()),
+        # threads: with fewer than devices, two collectives can wait for each other
+        "NPROC": "32",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    path = pathlib.Path(__file__).with_name(program)
+    done = subprocess.run(
+        [sys.executable, path], env=env, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    lines = map(json.loads, done.stdout.splitlines())
+    return {line["mesh"]: line for line in lines}
 
 
 def examples(count: int, *, seed: int = 0, frames=(5, 13)) -> list[packing.Example]:

@@ -1,11 +1,6 @@
 """Codebooks of a mesh learn from the rows of all its devices."""
 
 import functools
-import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import examples
 import numpy as np
@@ -16,21 +11,7 @@ CLOSE = 1e-4  # of a loss near 100: other meshes add float32 numbers in another 
 @functools.cache
 def runs() -> dict[str, dict]:
     """mesh -> what run_codec_sharded.py says of it."""
-    flags = {"xla_force_host_platform_device_count": 4} | examples.QUICK
-    env = os.environ | {
-        "XLA_FLAGS": " ".join(f"--{k}={str(v).lower()}" for k, v in flags.items()),
-        # threads: with fewer than devices, two collectives can wait for each other
-        "NPROC": "32",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    program = pathlib.Path(__file__).with_name("run_codec_sharded.py")
-    done = subprocess.run(
-        [sys.executable, program], env=env, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    lines = map(json.loads, done.stdout.splitlines())
-    return {line["mesh"]: line for line in lines}
+    return examples.on_simulated_devices("run_codec_sharded.py", 4)
 
 
 def test_four_devices_have_the_losses_of_one():

@@ -1,11 +1,6 @@
 """The same training on every mesh, each parameter where its rule says."""
 
 import functools
-import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import examples
 import numpy as np
@@ -27,21 +22,7 @@ DEVICES = dict(  # mesh -> devices along the axes that cut parameters
 @functools.cache
 def runs() -> dict[str, dict]:
     """mesh -> what run_sharded.py says of it: losses, and how each parameter is cut."""
-    flags = {"xla_force_host_platform_device_count": 8} | examples.QUICK
-    env = os.environ | {
-        "XLA_FLAGS": " ".join(f"--{k}={str(v).lower()}" for k, v in flags.items()),
-        # threads: with fewer than devices, two collectives can wait for each other
-        "NPROC": "32",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    program = pathlib.Path(__file__).with_name("run_sharded.py")
-    done = subprocess.run(
-        [sys.executable, program], env=env, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    lines = map(json.loads, done.stdout.splitlines())
-    return {line["mesh"]: line for line in lines}
+    return examples.on_simulated_devices("run_sharded.py", 8)
 
 
 def test_every_mesh_has_the_same_losses():
