@@ -8,7 +8,7 @@ corpus -> waves and teacher -> codec (warm, then adversarial) -> its export -> t
 vocabulary -> codes -> S1 -> S2 -> export with voices -> figures, each by the command
 that a user would give.  What is done is not done again: a run that was stopped goes on
 where it was.  --minutes stops a training at the next checkpoint after so long and ends
-the program; start it again to go on (for machines that are lent for a while).
+the program; start it again to go on (for machines with a time limit).
 
 DIR/checkpoint is the family; what the judges say of it is in DIR/figures.
 """
