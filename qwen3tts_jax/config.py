@@ -245,9 +245,14 @@ class SpeakerEncoderConfig(_FromHF):
     def read(cls, s: Section):
         s = Section(SPEAKER_ENCODER_DEFAULTS | s.values, s.path, s.problems)
         s.only("sample_rate", 24000)
+        return cls.widths(s, s.need("sample_rate", int))
+
+    @classmethod
+    def widths(cls, s: Section, sample_rate: int):
+        """From a section that names the widths alone, as the 25Hz decoder's does."""
         return cls(
             dim=s.need("enc_dim", int),
-            sample_rate=s.need("sample_rate", int),
+            sample_rate=sample_rate,
             mel_bins=s.need("mel_dim", int),
             channels=s.ints("enc_channels"),
             kernel_sizes=s.ints("enc_kernel_sizes"),

@@ -11,7 +11,7 @@ import math
 from qwen3tts_jax import config as configs
 
 TOKENIZER_25HZ = configs.TOKENIZER_25HZ
-MEL_RATE = 100  # mel frames a second, of the DiT and of the encoder's log-mel
+REFERENCE_RATE = 16_000  # Hz, of the DiT's reference mel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,17 +95,6 @@ class DiTConfig(configs._FromHF):
 
     @classmethod
     def read(cls, s: configs.Section):
-        reference = configs.SpeakerEncoderConfig(
-            dim=s.need("enc_dim", int),
-            sample_rate=16000,
-            mel_bins=s.need("mel_dim", int),
-            channels=s.ints("enc_channels"),
-            kernel_sizes=s.ints("enc_kernel_sizes"),
-            dilations=s.ints("enc_dilations"),
-            attention_channels=s.need("enc_attention_channels", int),
-            res2net_scale=s.need("enc_res2net_scale", int),
-            se_channels=s.need("enc_se_channels", int),
-        )
         return cls(
             dim=s.need("hidden_size", int),
             layers=s.need("num_hidden_layers", int),
@@ -121,7 +110,7 @@ class DiTConfig(configs._FromHF):
             look_back=s.layers("look_backward_layers"),
             rope_theta=s.default("rope_theta", 10000.0),
             xvector_dim=s.need("enc_emb_dim", int),
-            reference=reference,
+            reference=configs.SpeakerEncoderConfig.widths(s, REFERENCE_RATE),
         )
 
 

@@ -205,6 +205,23 @@ def test_an_exact_stream_is_the_whole(quick, reference):
     assert lengths[:-1] == np.diff([0, *heard]).tolist()
 
 
+def test_with_the_official_solver_a_stream_needs_nine_blocks(tokenizer):
+    """Ten points in time are nine looks at one block more; with one block alone the
+    difference shows, so that this can fail."""
+    one = request(107)
+    [whole], _ = tokenizer.decode(one)
+    parts = np.split(one["audio_codes"], range(8, 107, 8))
+    gaps = {}
+    for lookahead in (None, 1):
+        other = tokenizer.streaming(lookahead=lookahead)
+        context = other.condition(one["xvectors"], one["ref_mels"])
+        wave, lengths = streamed(other, context, parts)
+        assert sum(length > 0 for length in lengths[:-1]) >= 3
+        gaps[other.decoder.lookahead] = np.abs(wave - whole).max()
+    assert gaps.keys() == {9, 1}
+    assert gaps[9] < 1e-5 < gaps[1] < 1e-2
+
+
 def test_a_stream_begins_after_sixteen_codes(tokenizer, quick):
     """One block ahead, as in the paper.  It is what whole decoding makes of the codes
     that are there, so that the beginning of this one is exact."""
