@@ -19,7 +19,7 @@ from qwen3tts_jax import config as configs
 from qwen3tts_jax import hf, sharding
 from qwen3tts_jax.nn import quantizer
 from qwen3tts_jax.training import codec as codecs
-from qwen3tts_jax.training import codec_losses, optimizer
+from qwen3tts_jax.training import codec_losses, codec_start, optimizer
 
 GENERATOR = r"^(encoder|decoder|projection)\."
 DISCRIMINATORS = r"^discriminators\."
@@ -153,9 +153,11 @@ class Recipe:
 
     def fresh(self, key: jax.Array) -> dict:
         """Path -> random float32 array; the first batch will fill the codebooks."""
+        build, scale = jax.random.split(key)
+        params = codec_start.scaled(flatten(self.build(build)), scale)
         return {
             path: jnp.zeros_like(leaf) if path.endswith(".initialized") else leaf
-            for path, leaf in flatten(self.build(key)).items()
+            for path, leaf in params.items()
         }
 
     def init(self, params: dict, key: jax.Array) -> CodecState:

@@ -1,0 +1,54 @@
+"""Random weights from which a codec can learn.
+
+The layers' own initial values are those of language models: linear kernels of 0.02 and
+branches scaled by 1e-6 or 0.01, behind which a code moves the wave by a thousandth, and
+no biases, so that a silent crop stays zero all the way and every norm multiplies its
+gradient by 1/sqrt(eps) (measured on two cores: gradient norms of 1e12, and a codec that
+stays at the average spectrum for a thousand steps).  Here every layer keeps the size of
+what it is given, and silence is a signal like any other.
+"""
+
+import re
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+BRANCH = 0.3  # of a residual branch beside what it is added to
+BIAS = 0.1  # deviation; a signal's is about 1
+SPEECH = 0.1  # deviation of a wave: the first layer makes it 1 ...
+WAVE = 0.05  # ... and the last layer's kernel makes it small again
+
+SCALES = r"(attention_scale|mlp_scale|gamma)\.scale$"
+BRANCH_ENDS = r"units\.\d+\.conv2\.kernel$"
+NO_BIAS = r"norm|wave_conv"  # an offset would be heard
+
+
+def scaled(params: Mapping[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+    """Path -> float32 array of a codec: the random ones given, scaled or drawn anew.
+
+    Discriminators and codebooks stay as they are.
+    """
+    keys = jax.random.split(key, len(params))
+    return {
+        path: _scaled(path, params[path], one)
+        for path, one in zip(sorted(params), keys)
+    }
+
+
+def _scaled(path: str, value: jax.Array, key: jax.Array) -> jax.Array:
+    if path.startswith("discriminators."):
+        return value
+    if re.search(SCALES, path):
+        return jnp.full_like(value, BRANCH)
+    if path.endswith("bias") and not re.search(NO_BIAS, path):
+        return BIAS * jax.random.normal(key, value.shape)
+    if path == "encoder.first.kernel":
+        return value / SPEECH
+    if path == "decoder.wave_conv.kernel":
+        return value * WAVE
+    if re.search(BRANCH_ENDS, path):
+        return value * BRANCH
+    if path.endswith(".kernel") and value.ndim == 2:
+        return jax.random.normal(key, value.shape) * len(value) ** -0.5
+    return value
