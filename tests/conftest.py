@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import os
 import pathlib
 import shutil
 import tempfile
@@ -21,10 +22,25 @@ from tokenizers import models, pre_tokenizers, processors
 from qwen3tts_jax import text
 
 MANY_MAPPINGS = 20_000  # of memory; Linux allows 65,530
+# Compiling is most of what the tests do: they take a fraction of the time with programs
+# that are optimised little (fixture `optimized`) or not at all, in child processes too.
+# As users have them: XLA_FLAGS=" " JAX_DISABLE_MOST_OPTIMIZATIONS=0
+XLA_FLAGS = "--xla_backend_optimization_level=1"
+if jax.__version_info__ < (0, 11):  # later ones have no such option
+    XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false"
+PLAIN = "jax_disable_most_optimizations"
+# Begun first, so that no process of pytest -n is left alone with one at the end.
+LONGEST = ("test_real_run.py", "test_engine.py", "test_generate.py", "test_train.py")
 
 
 def pytest_configure(config) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
+    os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
+    plain = os.environ.setdefault(PLAIN.upper(), "1")
+    jax.config.update(PLAIN, plain == "1")
+    # The tests of a file share models and trained runs: each file in one process.
+    if config.getoption("dist", None) == "load":
+        config.option.dist, config.option.loadscopereorder = "loadfile", False
     # One cache for all tests: many compile the same programs.  Not the user's.
     if not hasattr(config, "workerinput"):
         programs = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
@@ -33,7 +49,11 @@ def pytest_configure(config) -> None:
     else:  # a process of pytest -n
         config.programs = config.workerinput["programs"]
     jax.config.update("jax_compilation_cache_dir", config.programs)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def pytest_collection_modifyitems(items) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -57,6 +77,14 @@ def pytest_terminal_summary(terminalreporter) -> None:
         terminalreporter.section("largest errors, in standard deviations", sep="-")
     for quantity, error in sorted(parity.worst.items()):
         terminalreporter.line(f"{error:8.1e}  {quantity}")
+
+
+@pytest.fixture(scope="module")
+def optimized():
+    """For tests whose programs run long: they are optimised a little."""
+    jax.config.update(PLAIN, False)
+    yield
+    jax.config.update(PLAIN, os.environ[PLAIN.upper()] == "1")
 
 
 @pytest.fixture(scope="module", autouse=True)

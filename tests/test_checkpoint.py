@@ -155,7 +155,7 @@ for where in (one, two):
 
 
 def test_another_mesh_and_another_number_of_devices(tmp_path):
-    flags = "--xla_force_host_platform_device_count=4"
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
     done = subprocess.run(
         [sys.executable, "-c", ELASTIC, str(tmp_path / "run")],
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},

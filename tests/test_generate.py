@@ -10,6 +10,7 @@ import pytest
 
 from qwen3tts_jax import generate, placement, sampling
 
+pytestmark = pytest.mark.usefixtures("optimized")
 PENALTIES = (1.05, 1.0)
 MAX_NEW_TOKENS = 50
 ENOUGH = 48  # frames

@@ -82,7 +82,7 @@ print("equal on", len(kernel.sharding.device_set), "devices")
 
 def test_sharded_load_equals_single_device(checkpoint):
     assert tiny.TALKER["hidden_size"] == 64 and tiny.TALKER["intermediate_size"] == 96
-    flags = "--xla_force_host_platform_device_count=4"
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
     result = subprocess.run(
         [sys.executable, "-c", SHARDED_LOAD, str(checkpoint("base"))],
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},

@@ -1,7 +1,6 @@
 """The command line of training: runs that are killed, moved and told wrong things.
 
 Its runs share one uninterrupted run of few steps on one device, and compiled programs.
-Programs are compiled without optimisation: that takes half the time.
 """
 
 import json
@@ -63,7 +62,7 @@ class Command:
         """The process.  fields: of the configuration, with __ for a dot."""
         fields = self.fields | {k.replace("__", "."): v for k, v in fields.items()}
         flags = (
-            "--xla_backend_optimization_level=0 "
+            f"{os.environ['XLA_FLAGS']} "
             f"--xla_force_host_platform_device_count={devices}"
         )
         env = os.environ | {

@@ -309,7 +309,7 @@ except ValueError as error:
 
 def test_a_mesh_changes_nothing():
     """Values and gradients on simulated devices, over every axis."""
-    flags = "--xla_force_host_platform_device_count=4"
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
     paths = os.pathsep.join([*sys.path, os.path.dirname(__file__)])
     result = subprocess.run(
         [sys.executable, "-c", SHARDED],

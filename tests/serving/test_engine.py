@@ -153,9 +153,11 @@ def test_no_free_slot_in_time(models):
     assert len(list(busy)) > 1
 
 
-def test_a_cache_that_grows_disturbs_nobody(models, engine, monkeypatch):
+def test_a_cache_that_grows_disturbs_nobody(models, monkeypatch):
     monkeypatch.setattr(generate, "CACHE_BUCKETS", (32, 40, 64))
     monkeypatch.setattr(generate, "GUARD_MIN_FRAMES", 4)
+    # groups of one length: a program for each size of the cache
+    engine = engines.Engine(models.get("custom_voice"), slots=3, schedule=(4,))
     wanted = requests()
     opened = open_all(models, engine, wanted)
     sizes = set()

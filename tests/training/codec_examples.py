@@ -86,7 +86,7 @@ def start(made: codec_state.Recipe, seed: int = 0) -> codec_state.CodecState:
         return rng.standard_normal(shape, np.float32) / np.float32(fan_in) ** 0.5
 
     params = {p: draw(p, leaf.shape) for p, leaf in made.abstract_params().items()}
-    return made.init(jax.tree.map(jax.numpy.asarray, params), jax.random.key(seed))
+    return jax.jit(made.init)(params, jax.random.key(seed))
 
 
 def without(batch: dict, *names: str) -> dict:

@@ -110,7 +110,7 @@ print("memory", made.memory, "arguments", made.arguments)
 
 def test_a_compiled_function_tells_what_it_gathers():
     """Six layers cut over four CPUs, each gathered in the dtype of the computation."""
-    flags = "--xla_force_host_platform_device_count=4"
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", COMPILED], env=env, capture_output=True, text=True

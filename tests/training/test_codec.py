@@ -21,7 +21,7 @@ LAST = ("parts.0.stack.convs.2.kernel", "parts.1.stack.convs.5.kernel")  # give 
 
 def compiled(recipe: codec_state.Recipe, state, batch):
     step = jax.jit(recipe.step).lower(state, batch)
-    return step.compile(compiler_options=examples.compiler(1))
+    return step.compile(compiler_options=examples.QUICK)
 
 
 @functools.cache
@@ -39,7 +39,12 @@ def trained():
 def moved(before: dict, after: dict, pattern: str) -> list[bool]:
     paths = [path for path in before if pattern in path]
     assert paths, pattern
-    return [bool((before[path] != after[path]).any()) for path in paths]
+    return [differ(before[path], after[path]) for path in paths]
+
+
+def differ(one, other) -> bool:
+    """By numpy, which needs no program for each shape."""
+    return not np.array_equal(one, other)
 
 
 def test_losses_fall():
@@ -52,14 +57,14 @@ def test_losses_fall():
 def test_both_sides_learn_and_the_rest_stays():
     recipe, first, last, _ = trained()
     for path in (*recipe.trained(), *recipe.judging()):
-        still = first.params[path].ndim == 1 and not first.params[path].any()
-        changed = (first.params[path] != last.params[path]).any()
+        still = first.params[path].ndim == 1 and not np.any(first.params[path])
+        changed = differ(first.params[path], last.params[path])
         assert changed or (still and path.endswith("bias")), path
     named = {*recipe.trained(), *recipe.judging()}
     for path in set(first.params) - named:
         learnt = path.endswith(("embedding_sum", "cluster_usage", "initialized"))
         expected = learnt and path.startswith(("encoder", "decoder"))
-        assert (first.params[path] != last.params[path]).any() == expected, path
+        assert differ(first.params[path], last.params[path]) == expected, path
 
 
 def test_codebooks_are_filled_and_shared():
@@ -99,7 +104,8 @@ def tokenizer(recipe, state):
 def test_what_is_heard_in_training_is_what_the_tokenizer_gives():
     recipe, _, last, _ = trained()
     wave = made.batch()["wave"]
-    whole = recipe.generator(recipe.model(last), made.batch(), None)
+    generator = jax.jit(recipe.generator, compiler_options=examples.QUICK)
+    whole = generator(recipe.model(last), made.batch(), None)
     own = tokenizer(recipe, last)
     codes = own.encode(list(wave), sr=24_000)
     for row, found in enumerate(codes.audio_codes):
@@ -144,7 +150,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     for part in ("encoder", "decoder"):
         one, two = getattr(own, part), getattr(again, part)
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two)):
-            assert (a == b).all()
+            assert not differ(a, b)
 
 
 # ------------------------------------------------------------------- parts of it
@@ -213,7 +219,7 @@ def test_decoder_alone_keeps_every_code():
         state, metrics = step(state, batch)
     assert "usage" not in metrics and metrics["commitment"] == 0
     for path, leaf in first.params.items():
-        changed = (leaf != state.params[path]).any()
+        changed = differ(leaf, state.params[path])
         if path.startswith(("encoder", "decoder.quantizer.semantic.embedding")):
             assert not changed, path
     assert all(moved(first.params, state.params, "decoder.blocks.0.up.kernel"))

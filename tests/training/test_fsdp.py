@@ -66,7 +66,7 @@ def test_gathered_parameters_give_the_same_losses_and_gradients():
 
     Then a predictor in Parts: whatever is cut becomes whole, its tables too.
     """
-    flags = "--xla_force_host_platform_device_count=4"
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
     env = os.environ | {
         "XLA_FLAGS": flags,
         "JAX_PLATFORMS": "cpu",

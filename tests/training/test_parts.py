@@ -108,9 +108,7 @@ assert len(up.sharding.device_set) == 4
 
 
 def test_every_leaf_is_made_where_it_belongs(request, tmp_path, made):
-    # the second only saves time
-    flags = "--xla_force_host_platform_device_count=4 "
-    flags += "--xla_backend_optimization_level=0"
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
     tests = str(request.config.rootpath / "tests")
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     environment["PYTHONPATH"] = os.pathsep.join(

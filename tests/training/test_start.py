@@ -291,7 +291,7 @@ print(up.sharding.shard_shape(up.shape), len(up.sharding.device_set))
 def test_weights_go_where_they_belong_on_a_mesh(tmp_path, checkpoint):
     write_text_model(tmp_path / "text", text_config())
     arguments = [str(checkpoint("base", "1.7B")), str(tmp_path / "text")]
-    flags = "--xla_force_host_platform_device_count=4"
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
     done = subprocess.run(
         [sys.executable, "-c", SHARDED, *arguments],
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
