@@ -1,11 +1,11 @@
 """Random weights from which a codec can learn.
 
-The layers' own initial values are those of language models: linear kernels of 0.02 and
-branches scaled by 1e-6 or 0.01, behind which a code moves the wave by a thousandth, and
-no biases, so that a silent crop stays zero all the way and every norm multiplies its
-gradient by 1/sqrt(eps) (measured on two cores: gradient norms of 1e12, and a codec that
-stays at the average spectrum for a thousand steps).  Here every layer keeps the size of
-what it is given, and silence is a signal like any other.
+The layers' own initial values are those of language models: linear kernels of 0.02
+and branches scaled by 1e-6 or 0.01, behind which a code hardly moves the wave.  Kernels
+that keep a signal's size are not enough: without biases a silent crop is zero all the
+way, and every norm multiplies its gradient by 1/sqrt(eps) (measured: gradient norms of
+1e6 to 1e12).  Here every layer keeps the size of what it is given, and silence is a
+signal like any other.
 """
 
 import re
