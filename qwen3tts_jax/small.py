@@ -55,8 +55,8 @@ DECODER = dict(
     latent_dim=128,
     decoder_dim=32,
     # Most of the work at 750 Hz, in four ConvNeXt blocks (a ratio of 1 is a block at
-    # the rate of the one before), and little at 24 kHz: of all layouts tried on a CPU
-    # the one that learns most in a given time.
+    # the rate of the one before), and little at 24 kHz: of three layouts tried on a
+    # CPU the one that learns most in a given time.
     upsampling_ratios=[2, 2, 3, 5, 1, 1, 1],
     upsample_rates=[32],
     hidden_size=256,

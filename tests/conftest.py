@@ -24,7 +24,7 @@ from qwen3tts_jax import text
 MANY_MAPPINGS = 20_000  # of memory; Linux allows 65,530
 # Compiling is most of what the tests do: they take a fraction of the time with programs
 # that are optimised little (fixture `optimized`) or not at all, in child processes too.
-# As users have them: XLA_FLAGS=" " JAX_DISABLE_MOST_OPTIMIZATIONS=0
+# README.md, "Tests", says how to run them as users have them.
 XLA_FLAGS = "--xla_backend_optimization_level=1"
 if jax.__version_info__ < (0, 11):  # later ones have no such option
     XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false"

@@ -30,21 +30,27 @@ def scaled(params: Mapping[str, jax.Array], key: jax.Array) -> dict[str, jax.Arr
 
     Discriminators and codebooks stay as they are.
     """
-    anew = [path for path in sorted(params) if _deviation(path, params[path])]
-    ends = np.cumsum([params[path].size for path in anew])
+    own = {
+        path: value
+        for path, value in sorted(params.items())
+        if not path.startswith("discriminators.")
+    }
+    anew = {
+        path: deviation for path in own if (deviation := _deviation(path, own[path]))
+    }
+    ends = np.cumsum([own[path].size for path in anew])
     # in one draw: XLA takes 0.1 s and more to compile each
     normal = jnp.split(jax.random.normal(key, ends[-1:]), ends[:-1])
     drawn = {
-        path: values.reshape(params[path].shape) * _deviation(path, params[path])
+        path: values.reshape(own[path].shape) * anew[path]
         for path, values in zip(anew, normal)
     }
-    return {path: drawn.get(path, _scaled(path, params[path])) for path in params}
+    kept = {path: _scaled(path, own[path]) for path in own.keys() - drawn.keys()}
+    return dict(params) | kept | drawn
 
 
 def _deviation(path: str, value: jax.Array) -> float:
     """Of what is drawn anew; 0: it is not."""
-    if path.startswith("discriminators."):
-        return 0.0
     if path.endswith("bias"):
         return 0.0 if re.search(NO_BIAS, path) else BIAS
     linear = path.endswith(".kernel") and value.ndim == 2
@@ -52,8 +58,6 @@ def _deviation(path: str, value: jax.Array) -> float:
 
 
 def _scaled(path: str, value: jax.Array) -> jax.Array:
-    if path.startswith("discriminators."):
-        return value
     if re.search(SCALES, path):
         return jnp.full_like(value, BRANCH)
     if path == "encoder.first.kernel":
