@@ -3,6 +3,7 @@
 The functions are those of `build`, which does the same for the language model.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import base, build, codec, meshes
-from data import crops
+from data import crops, extras
 from qwen3tts_jax import (
     audio,
     checkpoint,
@@ -27,6 +28,7 @@ from qwen3tts_jax.nn import quantizer
 from qwen3tts_jax.training import codec as codecs
 from qwen3tts_jax.training import (
     codec_losses,
+    codec_scaffold,
     discriminators,
     optimizer,
     pictures,
@@ -37,7 +39,10 @@ from qwen3tts_jax.training import meter as meters
 
 CHECKPOINTS = build.CHECKPOINTS
 PREPROCESSOR = "preprocessor_config.json"
-SAMPLES = "samples"  # folder of a run
+SAMPLES, FIGURES = "samples", "figures.jsonl"  # of a run
+HEARD = 4  # of the samples, how many are written as sound and picture
+# what an earlier stage must have had; in pieces, the scaffold too
+NEEDED, NEEDED_IN_PIECES = r"^(encoder|decoder)\.", r"^(encoder|decoder|scaffold)\."
 SAMPLE_FRAMES = 50  # of a clip that is written as sound and picture: 4 s
 
 
@@ -90,7 +95,9 @@ def recipe(config, mesh) -> states.Recipe:
             learning=learning,
             teacher_dim=dim if weights["semantic"] > 0 else 0,
             heard=config.heard,
+            last=config.last,
             train=config.train,
+            scaffold=config.model.scaffold,
             **quantisation,
         ),
         dtype=config.compute.dtype,
@@ -177,20 +184,51 @@ def begin(config, run: trainer.Trainer) -> states.CodecState:
     """The first state: random, from a tokenizer's weights, or from an earlier stage."""
     params_key, state_key = jax.random.split(jax.random.key(config.seed))
     wanted, recipe = config.model, run.recipe
-    if not wanted.hand_over:
-        params = jax.jit(recipe.fresh)(params_key)
-        if wanted.start == "weights":
-            params |= _weights(config)
-            run.say(f"took the weights of {wanted.source}")
-        return run.fresh(params, state_key)
-    earlier = checkpoint.Checkpoints(Path(wanted.hand_over) / CHECKPOINTS)
-    if wanted.take == "params":
-        params, step = trainer.read_params(earlier, recipe)
-        run.say(f"took the parameters of step {step} of {wanted.hand_over}")
-        return run.fresh(params, state_key)
-    state, _, step = trainer.read_state(earlier, recipe)
-    run.say(f"took everything of step {step} of {wanted.hand_over}")
+    if wanted.hand_over and wanted.take == "all":
+        return _taken_over(config, run)
+    params = jax.jit(recipe.fresh)(params_key)
+    if config.train == "join":
+        params = _joined(config, params, run)
+    elif wanted.hand_over:
+        params = _earlier(wanted.hand_over, params, run)
+    elif wanted.start == "weights":
+        params |= _weights(config)
+        run.say(f"took the weights of {wanted.source}")
+    return run.fresh(params, state_key)
+
+
+def _taken_over(config, run: trainer.Trainer) -> states.CodecState:
+    """Everything of an earlier run, at step 0."""
+    folder = config.model.hand_over
+    earlier = checkpoint.Checkpoints(Path(folder) / CHECKPOINTS)
+    state, _, step = trainer.read_state(earlier, run.recipe)
+    run.say(f"took everything of step {step} of {folder}")
     return state.replace(step=jnp.zeros_like(state.step))
+
+
+def _joined(config, params: dict, run: trainer.Trainer) -> dict:
+    """Path -> array of one codec, from a run of stage mel and one of stage vocoder."""
+    halves = codec_scaffold.Halves.of(run.recipe.config.decoder)
+    found = []
+    for field in ("hand_over", "vocoder"):
+        folder = config.model[field]
+        if not folder:
+            raise ValueError(
+                f"got stage join without --config.model.{field}, expected "
+                "hand_over=RUN of stage mel and vocoder=RUN of stage vocoder"
+            )
+        found.append(_earlier(folder, params, run))
+    return codec_scaffold.fold(*found, halves)
+
+
+def _earlier(folder: str, fresh: dict, run: trainer.Trainer) -> dict:
+    """Path -> array of an earlier run; of parts that it did not have the fresh ones."""
+    earlier = checkpoint.Checkpoints(Path(folder) / CHECKPOINTS)
+    in_pieces = run.recipe.settings.train in codecs.IN_PIECES
+    needed = NEEDED_IN_PIECES if in_pieces else NEEDED
+    params, step = trainer.read_similar(earlier, fresh, needed, run.recipe.mesh)
+    run.say(f"took the parameters of step {step} of {folder}")
+    return params
 
 
 def _weights(config) -> dict:
@@ -246,25 +284,48 @@ def tokenizer(config, trained: states.Recipe, state: states.CodecState):
 
 
 def samples(config, data: Data, workdir: Path):
-    """A function (state, step) that writes held-out clips as sound and picture."""
+    """A function (state, step) that writes held-out clips as sound and picture.
+
+    With config.figures it also measures them, into FIGURES of the run.
+    """
     if not config.data.held_out:
         return None
+    scorer = extras.load("data.quality") if config.figures else None
     found = crops.Waves(_listed(config.data.held_out))
     chosen = np.linspace(0, len(found.clips) - 1, config.samples).astype(int)
-    waves = [found.clip(int(clip), SAMPLE_FRAMES)["wave"] for clip in chosen]
+    clips = [found.clip(int(clip), SAMPLE_FRAMES) for clip in chosen]
+    names = [found.ids[clip].replace("/", "_") for clip in chosen]
+    batch = {name: np.stack([clip[name] for clip in clips]) for name in clips[0]}
+    listen = data.trained.listening()
+    reconstruct = listen and jax.jit(lambda state: listen.reconstruct(state, batch))
 
     def write(state: states.CodecState, step: int) -> None:
-        codec_ = tokenizer(config, data.trained, state)
+        if listen is None:
+            return
+        made = np.clip(np.asarray(reconstruct(state).wave), -1, 1)
         folder = workdir / SAMPLES / f"step-{step:07d}"
         folder.mkdir(parents=True, exist_ok=True)
-        for clip, wave in zip(chosen, waves):
-            codes = codec_.encode(wave, audio.SAMPLE_RATE)
-            [made], rate = codec_.decode(codes)
-            name = found.ids[clip].replace("/", "_")
-            audio.write_wav(folder / f"{name}.wav", made, rate)
-            pictures.spectrograms(folder / f"{name}.png", [wave, made])
+        for name, real, wave in zip(names[:HEARD], batch["wave"], made):
+            audio.write_wav(folder / f"{name}.wav", wave, audio.SAMPLE_RATE)
+            pictures.spectrograms(folder / f"{name}.png", [real, wave])
+        if scorer:
+            values = dict(step=step) | similarity(scorer, batch["wave"], made)
+            with open(workdir / FIGURES, "a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+            print(", ".join(f"{n} {v:.3f}" for n, v in values.items()))
 
     return write
+
+
+def similarity(scorer, real: np.ndarray, made: np.ndarray) -> dict[str, float]:
+    """Mean STOI and PESQ of float32 [B, W] at 24 kHz against the originals."""
+    rates = (audio.SAMPLE_RATE, scorer.RATE)
+    pairs = [[audio.resample(w, *rates) for w in both] for both in zip(real, made)]
+    figures = {}
+    for name, score in dict(stoi=scorer.stoi, pesq=scorer.wideband_pesq).items():
+        values = [score(*pair) for pair in pairs]
+        figures[name] = float(np.mean([v for v in values if v is not None]))
+    return figures
 
 
 def describe(config, trained: states.Recipe, data: Data) -> str:

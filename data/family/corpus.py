@@ -35,6 +35,8 @@ def flags() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="where the corpus is written")
     add("--root", type=Path, help="where the Debian packages are unpacked already")
     add("--hours", type=float, default=11.0, help="of synthesised speech [11]")
+    add("--languages", nargs="+", default=passages.TRAINED, help="to read [all]")
+    add("--voices", nargs="+", default=(), help="names of Kokoro's that read [all]")
     add("--seed", type=int, default=0, help="which texts are drawn [0]")
     add("--workers", type=int, default=1, help="processes that read texts aloud [1]")
     add(
@@ -62,15 +64,16 @@ def fetch(args) -> None:
 
 
 def draw(args) -> None:
+    voices = plan.choose_voices(args.languages, args.voices)
     found = passages.read(
         _root(args) / "usr/share", packages.module_folder(CHATTERBOT) / "data"
     )
     usable, dropped = texts.collect(found)
     kept = texts.apart(usable, held_out.load().texts)
-    drawn = {code: texts.draw(kept, code, args.seed) for code in passages.TRAINED}
-    readings = plan.make(drawn, args.hours)
+    drawn = {code: texts.draw(kept, code, args.seed) for code in voices}
+    readings = plan.make(drawn, args.hours, voices)
     plan.save(readings, args.out)
-    for code in passages.TRAINED:
+    for code in voices:
         planned = collections.Counter(one.source for one in readings[code])
         there = collections.Counter(one.source for one in kept if one.language == code)
         why = {reason: n for (lost, reason), n in dropped.items() if lost == code}

@@ -4,6 +4,7 @@ A clip's id is made of its voice and text.  So a clip that is there stays good w
 texts are drawn anew, and only what is missing is read.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -25,7 +26,7 @@ VOICES = dict(
     it=("if_sara", "im_nicola"),
     pt=("pf_dora", "pm_alex"),
 )
-ENGLISH_SHARE = 4.5 / 10.5  # of the hours; the other languages share the rest evenly
+ENGLISH_WEIGHT = 4.5  # of its share of the hours, where that of any other is 1
 SPARE = 1.6  # texts are drawn for so many times the hours: estimates and bad clips
 PLAN = "texts.jsonl"
 
@@ -52,29 +53,65 @@ class Reading:
         return f"audio/{self.id}.flac"
 
 
+def choose_voices(
+    languages: Iterable[str], names: Iterable[str] = ()
+) -> dict[str, tuple[str, ...]]:
+    """language -> the voices that read it: all of VOICES, or those among `names`.
+
+    Raises: ValueError for a language or a voice that there is not, or a language that
+        none of the names speaks.
+    """
+    languages, names = tuple(languages), tuple(names)
+    known = {voice: code for code, found in VOICES.items() for voice in found}
+    unknown = [code for code in languages if code not in VOICES]
+    unknown += [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(
+            f"got {', '.join(unknown)}, expected languages of {', '.join(VOICES)} and "
+            f"voices of {', '.join(known)}"
+        )
+    chosen = {
+        code: tuple(v for v in VOICES[code] if not names or v in names)
+        for code in languages
+    }
+    silent = [code for code, found in chosen.items() if not found]
+    silent += [name for name in names if known[name] not in chosen]
+    if silent:
+        raise ValueError(
+            f"got {', '.join(silent)} without a voice or language that goes with it; "
+            "give each language a voice of its own, or leave the voices out"
+        )
+    return chosen
+
+
 def make(
-    drawn: dict[str, Iterable[texts.Text]], hours: float
+    drawn: dict[str, Iterable[texts.Text]],
+    hours: float,
+    voices: dict[str, tuple[str, ...]] = VOICES,
 ) -> dict[str, list[Reading]]:
-    """Readings of every language, in order; voices take turns."""
-    goals = goals_of(hours)
+    """Readings of every language drawn, in order; its voices take turns."""
+    goals = goals_of(hours, drawn)
     return {
-        language: list(_enough(found, language, SPARE * goals[language]))
+        language: list(
+            _enough(found, language, voices[language], SPARE * goals[language])
+        )
         for language, found in drawn.items()
     }
 
 
-def goals_of(hours: float) -> dict[str, float]:
+def goals_of(
+    hours: float, languages: Iterable[str] = passages.TRAINED
+) -> dict[str, float]:
     """language -> seconds."""
-    rest = [code for code in passages.TRAINED if code != "en"]
-    other = (1 - ENGLISH_SHARE) / len(rest)
-    shares = dict.fromkeys(rest, other) | dict(en=ENGLISH_SHARE)
-    return {code: 3600 * hours * shares[code] for code in passages.TRAINED}
+    weights = {code: ENGLISH_WEIGHT if code == "en" else 1.0 for code in languages}
+    total = sum(weights.values())
+    return {code: 3600 * hours * weight / total for code, weight in weights.items()}
 
 
 def _enough(
-    found: Iterable[texts.Text], language: str, seconds: float
+    found: Iterable[texts.Text], language: str, voices: tuple[str, ...], seconds: float
 ) -> Iterator[Reading]:
-    total, voices = 0.0, VOICES[language]
+    total = 0.0
     for text in found:
         if total >= seconds:
             return
@@ -99,12 +136,12 @@ def save(readings: dict[str, list[Reading]], out: Path) -> None:
 
 
 def load(out: Path) -> dict[str, list[Reading]]:
-    """What `save` has written."""
-    readings = {code: [] for code in passages.TRAINED}
+    """What `save` has written: language -> readings."""
+    readings = collections.defaultdict(list)
     for line in (out / PLAN).read_text("utf-8").splitlines():
         reading = Reading(**json.loads(line))
         readings[reading.language].append(reading)
-    return readings
+    return dict(readings)
 
 
 def write_lines(path: Path, rows: Iterable[dict]) -> None:

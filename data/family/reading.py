@@ -85,7 +85,7 @@ def run(
         language: share(found, worker, workers)
         for language, found in plan.load(out).items()
     }
-    goals = {code: goal / workers for code, goal in plan.goals_of(hours).items()}
+    goals = plan.goals_of(hours / workers, readings)
     lengths, made, told = {}, 0, time.monotonic()
     for reading in queue(readings, goals, lambda one: lengths.get(one.id, 0.0)):
         path = out / reading.audio

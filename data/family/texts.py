@@ -7,6 +7,7 @@ far more text than is read.  The same packages and seed give the same texts.
 import collections
 import dataclasses
 import hashlib
+import heapq
 import json
 import re
 import unicodedata
@@ -236,9 +237,7 @@ def grams(text: str, language: str) -> set[str]:
     if language in UNSPACED:
         parts, size = list(plain(text)), GRAM_UNSPACED
     else:
-        words = unicodedata.normalize("NFKC", text).casefold().split()
-        parts = [word for word in map(plain, words) if word]
-        size = GRAM
+        parts, size = _units(text, language), GRAM
     return {" ".join(parts[i : i + size]) for i in range(len(parts) - size + 1)}
 
 
@@ -265,12 +264,10 @@ def draw(texts: Iterable[Text], language: str, seed: int) -> Iterator[Text]:
     """The texts of a language in the order in which they are read.
 
     Sources take turns by SHARES; short texts and paragraphs come at their intervals, so
-    that any first part of the order is mixed like the whole.
+    that any first part of the order is mixed like the whole.  Within a source and kind
+    those texts come first that say words which few before them have said.
     """
-    mine = sorted(
-        (text for text in texts if text.language == language),
-        key=lambda text: (order(text.text, seed), text.text),
-    )
+    mine = by_coverage((t for t in texts if t.language == language), seed)
     kinds = {
         kind: _turns([text for text in mine if text.kind == kind])
         for kind in ("sentence", "short", "paragraph")
@@ -284,6 +281,47 @@ def draw(texts: Iterable[Text], language: str, seed: int) -> Iterator[Text]:
         if text is None:
             return
         yield text
+
+
+def by_coverage(texts: Iterable[Text], seed: int) -> list[Text]:
+    """The texts in an order that meets many different words early.
+
+    A word is worth half as much each time it has been said; a text is worth the mean
+    of its words, and the best comes next; a tie is broken by `order`.  Scores only
+    fall, so that a score which is still the best after it was brought up to date needs
+    no look at the others.
+    """
+    words = [(text, _units(text.text, text.language)) for text in texts]
+    said: collections.Counter = collections.Counter()
+
+    def worth(units: list[str]) -> float:
+        return sum(0.5 ** said[unit] for unit in units) / max(len(units), 1)
+
+    heap = [
+        (-worth(units), order(text.text, seed), text.text, number)
+        for number, (text, units) in enumerate(words)
+    ]
+    heapq.heapify(heap)
+    found = []
+    while heap:
+        _, drawn, name, number = heap[0]
+        text, units = words[number]
+        now = (-worth(units), drawn, name, number)
+        if now > heap[0]:
+            heapq.heapreplace(heap, now)
+            continue
+        heapq.heappop(heap)
+        said.update(units)
+        found.append(text)
+    return found
+
+
+def _units(text: str, language: str) -> list[str]:
+    """Words without marks; pairs of characters where words are not told apart."""
+    if language in UNSPACED:
+        characters = plain(text)
+        return [a + b for a, b in zip(characters, characters[1:])]
+    return [word for word in map(plain, text.split()) if word]
 
 
 def _turns(texts: list[Text]) -> Iterator[Text]:

@@ -222,16 +222,26 @@ class Decoder(nnx.Module):
         x, caches = self._transform(x, state)
         return x, pre_conv, caches
 
-    def synthesize(self, x: jax.Array, state: DecoderState) -> tuple:
+    def upsample_through(
+        self, x: jax.Array, state: DecoderState, *, start: int = 0, stop: int | None
+    ) -> tuple:
+        """Some of the upsampling blocks; x: float [B, T, D_latent].
+
+        Returns: (float [B, T * their ratios, D_latent], their next states).
+        """
+        return _run(self.upsample[start:stop], x, state.upsample[start:stop])
+
+    def synthesize(self, x: jax.Array, state: DecoderState, *, start: int = 0) -> tuple:
         """The rest: up to the rate of samples.
 
         Args:
             x: float [B, T, D_latent].
+            start: the upsampling block to begin with, for x at that block's rate.
         Returns:
             (wave: float32 [B, T*1920], not clipped; upsample, blocks and wave_conv of
             the next state).
         """
-        x, upsample = _run(self.upsample, x, state.upsample)
+        x, upsample = self.upsample_through(x, state, start=start, stop=None)
         x, blocks = _run((self.first_conv, *self.blocks), x, state.blocks)
         wave, wave_conv = self.wave_conv.step(self.snake(x), state.wave_conv)
         return wave[:, :, 0].astype(jnp.float32), upsample, blocks, wave_conv

@@ -1,7 +1,7 @@
 """The codec as it learns: what it is trained for, and what it makes of a batch.
 
 The generator is the 12Hz encoder, its split RVQ and the decoder, learning on crops of
-waves; `codec_state` holds the step.
+waves, whole or in the pieces of `codec_scaffold`; `codec_state` holds the step.
 
 Source: arXiv 2601.15621 names the losses (GAN, multi-scale mel, a teacher for codebook
 0); weights and schedules are those of open codecs, see configs/codec.py.
@@ -18,12 +18,26 @@ from qwen3tts_jax import hf
 from qwen3tts_jax.nn import layers, quantizer
 from qwen3tts_jax.tokenizer_12hz import decoder as decoders
 from qwen3tts_jax.tokenizer_12hz import encoder as encoders
-from qwen3tts_jax.training import codec_losses, discriminators
+from qwen3tts_jax.training import codec_losses, codec_scaffold, discriminators
 
 STACKS = ("semantic", "acoustic")
 HEARD = ("mel", "adversarial", "feature")  # losses of the wave
-OWN = ("commitment", "semantic")  # losses of the quantiser
-TRAINED = ("all", "decoder")
+# losses of the quantiser, and of the stages that make no wave
+OWN = ("commitment", "semantic", "size", "log_mel", "distillation")
+# What is trained -> the parameters that move, and where the codes come from.
+PIECES = {
+    "all": r"^(encoder|decoder|projection)\.",
+    "decoder": r"^decoder\.",  # codes of the encoder, which stay as they are
+    "mel": r"^(scaffold\.(encoder|head)|encoder\.quantizer|decoder)\.",
+    "vocoder": r"^(scaffold\.embed|decoder)\.",
+    "join": r"^decoder\.",  # codes of the scaffold
+    "encoder": r"^encoder\.(?!quantizer\.)",
+}
+IN_PIECES = ("mel", "vocoder", "join", "encoder")  # those that need a scaffold
+UNHEARD = ("mel", "encoder")  # those that make no wave
+# Of a crop's first frames nothing is learnt: what came before them is not there.
+LEAD_IN = dict(mel=1, encoder=4)  # frames
+LEAD_IN_SAMPLES = 1920  # of the waves that a vocoder or decoder makes in pieces
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +57,13 @@ class Settings:
         heard: frames of each crop that become sound, drawn anew each time; 0: all.
             Encoder, quantiser and transformers learn from longer crops than the costly
             rest could.
-        train: all | decoder (codes stay what they are).
+        last: whether those are the last frames of the crop, which have all their past
+            in it, not a part drawn anywhere.
+        train: one of PIECES.
+        scaffold: whether there are the parts that training in pieces needs.
+        free_steps: first steps in which no row is quantised.
+        noise: deviation of what is added to vectors that are not quantised (stage mel),
+            so that the decoder learns to live with what quantising will do to them.
     """
 
     weights: tuple[tuple[str, float], ...]
@@ -56,7 +76,11 @@ class Settings:
     bypass: float = 0.5
     teacher_dim: int = 0
     heard: int = 0
+    last: bool = False
     train: str = "all"
+    scaffold: bool = False
+    free_steps: int = 0
+    noise: float = 0.0
 
     def __post_init__(self):
         if set(dict(self.weights)) != {*HEARD, *OWN}:
@@ -69,9 +93,14 @@ class Settings:
                 f"got a semantic weight of {self.weight('semantic')} and a teacher of "
                 f"width {self.teacher_dim}; give both or none (data.teacher)"
             )
-        if self.train not in TRAINED:
+        if self.train not in PIECES:
             raise ValueError(
-                f"got train {self.train!r}, expected {' or '.join(TRAINED)}"
+                f"got train {self.train!r}, expected one of {', '.join(PIECES)}"
+            )
+        if self.train in IN_PIECES and not self.scaffold:
+            raise ValueError(
+                f"got train {self.train!r} without model.scaffold, expected it: the "
+                "stages mel, vocoder, join and encoder train on log mels"
             )
 
     def weight(self, name: str) -> float:
@@ -88,12 +117,14 @@ class Parts:
 
     Attributes:
         projection: codebook 0's vectors -> the teacher's; None without a teacher.
+        scaffold: see `codec_scaffold`; None where the codec is trained whole.
     """
 
     encoder: encoders.Encoder
     decoder: decoders.Decoder
     projection: layers.Linear | None
     discriminators: discriminators.Discriminators
+    scaffold: codec_scaffold.Scaffold | None = None
 
 
 @struct.dataclass
@@ -101,16 +132,16 @@ class Reconstruction:
     """What the generator makes of a batch.
 
     Attributes:
-        wave, real: float32 [B, H*1920], the frames that became sound, and the original.
-        commitment, semantic: float32 [].
+        wave, real: float32 [B, H*1920], the frames that became sound, and the original;
+            None in the stages that make none.
+        losses: of OWN, float32 []; what is not there is not measured.
         quantized: of each of STACKS; None where codes are frozen.
     """
 
-    wave: jax.Array
-    real: jax.Array
-    commitment: jax.Array
-    semantic: jax.Array
-    quantized: dict[str, quantizer.Quantized] | None
+    wave: jax.Array | None
+    real: jax.Array | None
+    losses: dict[str, jax.Array]
+    quantized: dict[str, quantizer.Quantized] | None = None
 
 
 def build(
@@ -118,6 +149,10 @@ def build(
 ) -> Parts:
     """Random float32 parts."""
     keys = jax.random.split(key, 4)
+    scaffold = None
+    if settings.scaffold:
+        rngs = nnx.Rngs(jax.random.fold_in(key, 4))
+        scaffold = codec_scaffold.Scaffold(config, rngs=rngs)
     projection = None
     if settings.teacher_dim:
         inner, rngs = config.encoder.codebook_dim, nnx.Rngs(keys[2])
@@ -129,6 +164,7 @@ def build(
         discriminators=discriminators.Discriminators(
             settings.discriminators, rngs=nnx.Rngs(keys[3])
         ),
+        scaffold=scaffold,
     )
 
 
@@ -145,48 +181,121 @@ class Generator:
     dtype: str
 
     def __call__(
-        self, parts: Parts, batch: dict, key: jax.Array | None
+        self,
+        parts: Parts,
+        batch: dict,
+        key: jax.Array | None,
+        step: jax.Array | int = 0,
     ) -> Reconstruction:
         """Reconstruct.
 
         batch: wave float32 [B, W], W a multiple of 1920; with a teacher also
             teacher float [B, W/1920, D] and frames int32 [B], how many of them count.
         key: draws which rows use few codebooks, and which none; None: all use all.
+        step: int [], of the stage.
         """
+        train = self.settings.train
+        if train == "vocoder":
+            return self._vocoder(parts, batch, key)
+        if train == "encoder":
+            return self._distil(parts, batch)
+        make = self._mels if train == "mel" else self._codec
+        return make(parts, batch, key, step)
+
+    def _codec(self, parts: Parts, batch: dict, key, step) -> Reconstruction:
+        """Wave -> codes -> wave."""
         wave = batch["wave"]
-        length = jnp.full(len(wave), wave.shape[1], jnp.int32)
-        encoder, decoder = self._cast(parts.encoder), self._cast(parts.decoder)
-        frozen = self.settings.train == "decoder"
-        x = encoder.embed(wave.astype(self.dtype), length)
-        if frozen:
-            codes = encoder.quantizer.encode(x, self.config.quantizers)
-            vectors, made = decoder.quantizer.decode(codes), None
-            commitment = semantic = jnp.float32(0)
+        decoder, learns = self._cast(parts.decoder), self.settings.train == "all"
+        x = self._embed(parts, wave)
+        if not learns:
+            codes = parts.encoder.quantizer.encode(x, self.config.quantizers)
+            vectors, made, losses = decoder.quantizer.decode(codes), None, {}
         else:
-            made, levels, plain = self._quantize(encoder, x, key)
-            vectors = sum(
-                getattr(decoder.quantizer, name).output_proj(
-                    jnp.where(plain[:, None, None], q.plain, q.vectors)
-                )
-                for name, q in made.items()
+            made, levels, plain = self._quantize(parts.encoder, x, key, step)
+            vectors = self._vectors(decoder, made, plain, None)
+            losses = dict(
+                commitment=self._commitment(made),
+                semantic=self._semantic(parts, made["semantic"], batch),
             )
-            # each codebook counts the same
-            commitment = (
-                made["semantic"].commitment
-                + made["acoustic"].commitment * (self.config.quantizers - 1)
-            ) / self.config.quantizers
-            semantic = self._semantic(parts, made["semantic"], batch)
         state = decoder.init_state(len(wave), decoder.dtype)
         x, *_ = decoder.contextualize(vectors.astype(self.dtype), state)
         x, wave = self._part(x, wave, key)
         fake, *_ = decoder.synthesize(x, state)
-        return Reconstruction(fake, wave, commitment, semantic, made)
+        return self._heard(fake, wave, losses, made, key)
+
+    def _embed(self, parts: Parts, wave: jax.Array) -> jax.Array:
+        """What is quantised: the wave's encoder's vectors, or the scaffold's."""
+        if self.settings.train == "join":
+            return parts.scaffold.encoder(codec_scaffold.log_mel(wave))
+        length = jnp.full(len(wave), wave.shape[1], jnp.int32)
+        return self._cast(parts.encoder).embed(wave.astype(self.dtype), length)
+
+    def _heard(self, fake, real, losses, made, key) -> Reconstruction:
+        """A waveform's reconstruction, in training in pieces without its beginning."""
+        skip = LEAD_IN_SAMPLES
+        if key is not None and self.settings.scaffold and fake.shape[1] > skip:
+            fake, real = fake[:, skip:], real[:, skip:]
+        return Reconstruction(fake, real, losses, made)
+
+    def _mels(self, parts: Parts, batch: dict, key, step) -> Reconstruction:
+        """Log mels -> codes -> log mels."""
+        mel = codec_scaffold.log_mel(batch["wave"])
+        decoder = self._cast(parts.decoder)
+        x = parts.scaffold.encoder(mel)
+        made, _, plain = self._quantize(parts.encoder, x, key, step)
+        vectors = self._vectors(decoder, made, plain, key)
+        state = decoder.init_state(len(mel), decoder.dtype)
+        x, *_ = decoder.contextualize(vectors.astype(self.dtype), state)
+        slow = codec_scaffold.Halves.of(self.config.decoder).slow
+        x, _ = decoder.upsample_through(x, state, stop=slow)
+        wanted = codec_scaffold.stacked(mel)
+        skip = LEAD_IN["mel"] * wanted.shape[1] // vectors.shape[1]
+        found = parts.scaffold.head(x)[:, skip:].astype(jnp.float32)
+        size = sum(
+            jnp.mean(jax.nn.relu(jnp.mean(q.plain**2, axis=(0, 1)) - 1))
+            for q in made.values()
+        )
+        losses = dict(
+            log_mel=jnp.mean(jnp.abs(found - wanted[:, skip:])),
+            # nothing is near a codeword that is not quantised
+            commitment=self._commitment(made) * (1 - jnp.all(plain)),
+            semantic=self._semantic(parts, made["semantic"], batch),
+            size=size,
+        )
+        return Reconstruction(None, None, losses, made)
+
+    def _vocoder(self, parts: Parts, batch: dict, key) -> Reconstruction:
+        """Log mels -> wave."""
+        wave, decoder = batch["wave"], self._cast(parts.decoder)
+        mel = codec_scaffold.stacked(codec_scaffold.log_mel(wave))
+        state = decoder.init_state(len(wave), decoder.dtype)
+        slow = codec_scaffold.Halves.of(self.config.decoder).slow
+        x = parts.scaffold.embed(mel.astype(self.dtype))
+        fake, *_ = decoder.synthesize(x, state, start=slow)
+        return self._heard(fake, wave, {}, None, key)
+
+    def _distil(self, parts: Parts, batch: dict) -> Reconstruction:
+        """The wave's encoder against the scaffold's, as their codebooks see them."""
+        wave, books = batch["wave"], parts.encoder.quantizer
+        wanted = parts.scaffold.encoder(codec_scaffold.log_mel(wave))
+        found = self._embed(parts, wave)
+        error = jnp.float32(0)
+        for name in STACKS:
+            project = getattr(books, name).input_proj
+            one, other = (project(x)[:, LEAD_IN["encoder"] :] for x in (found, wanted))
+            one, other = (x.astype(jnp.float32) for x in (one, other))
+            # each stack counts the same, whatever its size
+            mean = jnp.mean(other, axis=(0, 1), keepdims=True)
+            error += jnp.mean((one - other) ** 2) / jnp.mean((other - mean) ** 2)
+        return Reconstruction(None, None, dict(distillation=error / len(STACKS)))
 
     def _part(self, x: jax.Array, wave: jax.Array, key) -> tuple[jax.Array, jax.Array]:
         """The frames of each row that are heard, and their samples."""
         count, hop = self.settings.heard, self.config.samples_per_frame
         if key is None or not count:
             return x, wave
+        if self.settings.last:
+            return x[:, -count:], wave[:, -count * hop :]
         key = jax.random.fold_in(key, 1)
         start = jax.random.randint(key, (len(x),), 0, x.shape[1] - count + 1)
 
@@ -207,7 +316,7 @@ class Generator:
             module,
         )
 
-    def _quantize(self, encoder: encoders.Encoder, x: jax.Array, key):
+    def _quantize(self, encoder: encoders.Encoder, x: jax.Array, key, step):
         """(Quantized of each stack, codebooks of each row, rows left as they are)."""
         rows, most = len(x), self.config.quantizers
         levels = jnp.full(rows, most)
@@ -217,13 +326,32 @@ class Generator:
             few = jax.random.randint(count, (rows,), 1, most + 1)
             drawn = jax.random.uniform(drop, (rows,)) < self.settings.dropout
             levels = jnp.where(drawn, few, levels)
-            plain = jax.random.uniform(bypass, (rows,)) < self.settings.bypass
+            free = jnp.where(step < self.settings.free_steps, 1.0, self.settings.bypass)
+            plain = jax.random.uniform(bypass, (rows,)) < free
         books = encoder.quantizer
         made = dict(
             semantic=books.semantic.quantize(x, jnp.ones_like(levels), 1),
             acoustic=books.acoustic.quantize(x, levels - 1, most - 1),
         )
         return made, levels, plain
+
+    def _vectors(self, decoder, made: dict, plain: jax.Array, key) -> jax.Array:
+        """What the decoder is given: float32 [B, T, D].  plain: bool [B]."""
+        found = []
+        for i, (name, one) in enumerate(made.items()):
+            whole, vectors = one.plain, one.vectors
+            if key is not None and self.settings.noise:
+                drawn = jax.random.normal(jax.random.fold_in(key, 2 + i), whole.shape)
+                whole = whole + self.settings.noise * drawn
+            chosen = jnp.where(plain[:, None, None], whole, vectors)
+            found.append(getattr(decoder.quantizer, name).output_proj(chosen))
+        return sum(found)
+
+    def _commitment(self, made: dict[str, quantizer.Quantized]) -> jax.Array:
+        """Each codebook counts the same."""
+        count = self.config.quantizers
+        semantic, acoustic = (made[name].commitment for name in STACKS)
+        return (semantic + acoustic * (count - 1)) / count
 
     def _semantic(self, parts: Parts, made: quantizer.Quantized, batch: dict):
         if parts.projection is None:

@@ -19,9 +19,13 @@ from qwen3tts_jax import config as configs
 from qwen3tts_jax import hf, sharding
 from qwen3tts_jax.nn import quantizer
 from qwen3tts_jax.training import codec as codecs
-from qwen3tts_jax.training import codec_losses, codec_start, optimizer
+from qwen3tts_jax.training import (
+    codec_losses,
+    codec_scaffold,
+    codec_start,
+    optimizer,
+)
 
-GENERATOR = r"^(encoder|decoder|projection)\."
 DISCRIMINATORS = r"^discriminators\."
 # what no gradient moves: statistics, and two projections that only the other side uses
 STILL = (
@@ -100,12 +104,20 @@ class Recipe:
 
     def trained(self) -> tuple[str, ...]:
         """Paths of the generator's parameters that the optimizer moves."""
-        kind = r"^decoder\." if self.settings.train == "decoder" else GENERATOR
+        piece = self.settings.train
         paths = [
             path
             for path in flatten(self.abstract_parts())
-            if re.search(kind, path) and not re.search(STILL, path)
+            if re.search(codecs.PIECES[piece], path) and not re.search(STILL, path)
         ]
+        if piece in ("mel", "vocoder"):  # half of the decoder each
+            halves = codec_scaffold.Halves.of(self.config.decoder)
+            fast = piece == "vocoder"
+            paths = [
+                path
+                for path in paths
+                if not path.startswith("decoder.") or halves.is_fast(path) == fast
+            ]
         return self.optimizer.trainable(paths)
 
     def judging(self) -> tuple[str, ...]:
@@ -155,6 +167,8 @@ class Recipe:
         """Path -> random float32 array; the first batch will fill the codebooks."""
         build, scale = jax.random.split(key)
         params = codec_start.scaled(flatten(self.build(build)), scale)
+        if self.settings.scaffold:
+            params = codec_scaffold.as_filter_bank(params, self.config.decoder)
         return {
             path: jnp.zeros_like(leaf) if path.endswith(".initialized") else leaf
             for path, leaf in params.items()
@@ -194,9 +208,8 @@ class Recipe:
 
         def generate(generator):
             parts = self.unflatten(state.params | generator)
-            made = self.generator(parts, batch, draw)
-            own = sum(self.settings.weight(n) * getattr(made, n) for n in codecs.OWN)
-            return (made.wave, own), made
+            made = self.generator(parts, batch, draw, state.step)
+            return (made.wave, self._own(made)), made
 
         (fake, own), back, made = jax.vjp(generate, generator, has_aux=True)
         judged, judges, judge_figures = self._judge(state, made.real, fake)
@@ -222,17 +235,20 @@ class Recipe:
             norms=norms,
         )
         frames = jnp.float32(batch["wave"].size // self.config.samples_per_frame)
-        metrics = heard | judge_figures | book_figures
+        metrics = heard | made.losses | judge_figures | book_figures
         metrics |= dict(
             loss=own + sum(self.settings.weight(n) * heard[n] for n in heard),
-            commitment=made.commitment,
-            semantic=made.semantic,
             gradient_norm=optax.tree.norm(gradient),
             learning_rate=self.optimizer.learning_rate()(state.step),
             frames=frames,
             positions=frames,
         )
         return new, metrics
+
+    def _own(self, made: codecs.Reconstruction) -> jax.Array:
+        """The weighted losses that do not hear the wave, float32 []."""
+        weighted = [self.settings.weight(n) * v for n, v in made.losses.items()]
+        return sum(weighted, start=jnp.float32(0))
 
     def _judge(self, state: CodecState, real: jax.Array, fake: jax.Array):
         """(discriminators after their update, their optimizer's state, figures)."""
@@ -267,6 +283,8 @@ class Recipe:
     def _hear(self, state: CodecState, judged: dict, real: jax.Array, fake: jax.Array):
         """(gradient at the wave, the balancer's state, losses of the wave)."""
         s = self.settings
+        if fake is None:
+            return None, state.norms, {}
 
         def losses(fake) -> dict:
             found = dict(mel=codec_losses.mel_distance(real, fake, s.scales))
@@ -329,11 +347,30 @@ class Recipe:
 
     def score(self, state: CodecState, batch: dict) -> dict:
         """What a batch costs, with all codebooks and the averaged weights."""
-        made = self.generator(self.model(state, averaged=True), batch, None)
-        mel = codec_losses.mel_distance(made.real, made.wave, self.settings.scales)
-        return dict(
-            loss=mel, mel=mel, commitment=made.commitment, semantic=made.semantic
-        )
+        made = self.reconstruct(state, batch)
+        found = dict(made.losses)
+        if made.wave is None:
+            return found | dict(loss=self._own(made))
+        scales = self.settings.scales
+        mel = codec_losses.mel_distance(made.real, made.wave, scales)
+        return found | dict(loss=mel, mel=mel)
+
+    def reconstruct(self, state: CodecState, batch: dict) -> codecs.Reconstruction:
+        """What the averaged generator makes of a batch, with all codebooks."""
+        model = self.model(state, averaged=True)
+        return self.generator(model, batch, None, state.step)
+
+    def listening(self) -> "Recipe | None":
+        """The recipe whose `reconstruct` sounds as this stage's parts do together.
+
+        The whole codec where there is one; None in a stage before any wave is made.
+        """
+        train = self.settings.train
+        if train == "mel":
+            return None
+        sounds = train if train in ("vocoder", "join") else "all"
+        settings = dataclasses.replace(self.settings, train=sounds)
+        return dataclasses.replace(self, settings=settings)
 
     def line(self, values: dict) -> str:
         """The losses of a report, for people."""

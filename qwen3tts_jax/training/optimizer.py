@@ -1,24 +1,34 @@
-"""AdamW, its schedule, and which parameters it may touch.
+"""AdamW or Muon, their schedule, and which parameters they may touch.
 
 Every number is a choice of this project: the paper names none (arXiv 2601.15621).
 """
 
 import dataclasses
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import jax
 import optax
+import optax.contrib
 
 NO_DECAY = r"\.(scale|bias)$"  # norms and biases
 SCHEDULES = ("cosine", "linear", "constant")
+KINDS = ("adamw", "muon")
+# Muon's: kernels that are matrices from many inputs to many outputs.  Embeddings, the
+# first and last layers of a wave, depthwise kernels and everything narrow is Adam's.
+MATRIX = r"kernel$"
+NARROWEST = 8  # the smaller side of a matrix that Muon takes
+CONSISTENT_RMS = 0.2  # Muon's step is as large as AdamW's (arXiv 2502.16982)
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """AdamW with warm-up.
+    """AdamW or Muon with warm-up.
 
     Attributes:
+        kind: adamw | muon: orthogonalised momentum for matrices, AdamW for the rest.
+        momentum: of Muon.
         steps: of the whole stage, warm-up included.
         peak: learning rate after the warm-up.
         warmup: steps from 0 to the peak.
@@ -42,8 +52,14 @@ class Optimizer:
     clip: float = 1.0
     ema: float = 0.0
     freeze: tuple[str, ...] = ()
+    kind: str = "adamw"
+    momentum: float = 0.95
 
     def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(
+                f"got optimizer kind {self.kind!r}, expected {' or '.join(KINDS)}"
+            )
         if self.schedule not in SCHEDULES:
             raise ValueError(
                 f"got schedule {self.schedule!r}, expected one of "
@@ -75,18 +91,32 @@ class Optimizer:
         return optax.join_schedules([up, after], [self.warmup])
 
     def transform(self) -> optax.GradientTransformation:
-        """AdamW over a dict path -> array, all but its learning rate.
+        """Over a dict path -> array, all but its learning rate.
 
         Its updates count -learning_rate(step): which step it is, the state says, so
         that a stage that takes moments over begins its own schedule.
         """
         return optax.chain(
             optax.clip_by_global_norm(self.clip),
-            optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps),
+            self._direction(),
             optax.add_decayed_weights(
                 self.weight_decay,
                 mask=lambda params: {p: not re.search(NO_DECAY, p) for p in params},
             ),
+        )
+
+    def _direction(self) -> optax.GradientTransformation:
+        adam = optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps)
+        if self.kind == "adamw":
+            return adam
+        return optax.contrib.muon(
+            learning_rate=-1.0,  # the step subtracts, with the rate of its own schedule
+            beta=self.momentum,
+            adam_b1=self.b1,
+            adam_b2=self.b2,
+            eps=self.eps,
+            consistent_rms=CONSISTENT_RMS,
+            muon_weight_dimension_numbers=_matrices,
         )
 
     def trainable(self, paths: Iterable[str]) -> tuple[str, ...]:
@@ -107,6 +137,37 @@ class Optimizer:
                 f"got freeze {self.freeze}, which leaves nothing to train; drop one"
             )
         return tuple(free)
+
+
+def is_matrix(path: str, shape: tuple[int, ...]) -> bool:
+    """Whether Muon moves a parameter."""
+    if not re.search(MATRIX, path) or len(shape) < 2:
+        return False
+    inputs, outputs = _sides(shape)
+    return min(math.prod(inputs), math.prod(outputs)) >= NARROWEST
+
+
+def _sides(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(sizes of the inputs, of the outputs) of a kernel seen as a matrix.
+
+    Linear [in, out]; convolution [kernel, in, out]; transposed convolution
+    [taps, in, stride, out].
+    """
+    inputs = 1 if len(shape) == 2 else 2
+    return shape[:inputs], shape[inputs:]
+
+
+def _matrices(params: Mapping[str, jax.Array]) -> dict:
+    """Path -> how Muon sees a parameter as a matrix; None: it is Adam's."""
+
+    def numbers(path, leaf) -> optax.contrib.MuonDimensionNumbers | None:
+        # optax asks again with what it has masked
+        if isinstance(leaf, optax.MaskedNode) or not is_matrix(path, leaf.shape):
+            return None
+        axes, inputs = tuple(range(leaf.ndim)), len(_sides(leaf.shape)[0])
+        return optax.contrib.MuonDimensionNumbers(axes[:inputs], axes[inputs:])
+
+    return {path: numbers(path, leaf) for path, leaf in params.items()}
 
 
 def average(ema: dict, params: dict, decay: float) -> dict:

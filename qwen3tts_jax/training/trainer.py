@@ -7,6 +7,7 @@ finite: the last checkpoint is always a good one.
 
 import contextlib
 import dataclasses
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -265,6 +266,33 @@ def read_params(
     """(path -> array, step) of the newest checkpoint, of whatever optimiser."""
     items, _, step = checkpoints.restore({PARAMS: recipe.abstract().params})
     return items[PARAMS], step
+
+
+def read_similar(
+    checkpoints: checkpoint.Checkpoints, fresh: dict, needed: str, mesh
+) -> tuple[dict, int]:
+    """(path -> array, step): what a checkpoint has of `fresh`, else what is there.
+
+    For a stage whose model has parts more, fewer or other than that of the one before.
+
+    Args:
+        needed: pattern over the paths that must be in the checkpoint, in their shape.
+    Raises: ValueError listing those that are not.
+    """
+    place = NamedSharding(mesh, PartitionSpec())
+    saved, step = checkpoints.restore_saved(PARAMS, place)
+    kept = {
+        path: value
+        for path, value in saved.items()
+        if path in fresh and value.shape == fresh[path].shape
+    }
+    if lost := [p for p in fresh if p not in kept and re.search(needed, p)]:
+        raise ValueError(
+            f"got the checkpoint of step {step} in {checkpoints.directory}, which has "
+            f"no {', '.join(lost[:5])} of the right shape ({len(lost)} in all); give "
+            "the run of a model of the same size"
+        )
+    return fresh | kept, step
 
 
 def _line(step: int, steps: int, losses: str, values: dict) -> str:

@@ -32,14 +32,30 @@ def config() -> configs.Tokenizer12HzConfig:
     return configs.Tokenizer12HzConfig.from_hf(values)
 
 
+def config_in_pieces() -> configs.Tokenizer12HzConfig:
+    """The same with a decoder that passes through 50 Hz and ends in a filter bank."""
+    values = tiny.tokenizer_config()
+    for part in ("encoder_config", "decoder_config"):
+        values[part]["codebook_size"] = CODES
+        values[part]["num_hidden_layers"] = 1
+    values["encoder_config"]["num_filters"] = 4
+    values["decoder_config"] |= dict(
+        decoder_dim=16, upsampling_ratios=[2, 2, 2, 15], upsample_rates=[16]
+    )
+    return configs.Tokenizer12HzConfig.from_hf(values)
+
+
 JUDGES = discriminators.Config(
     periods=(3,), period_channels=(2, 2), stft_ffts=(64,), stft_channels=2
 )
 SCALES = codec_losses.MelScales(windows=(64, 512), bins=(8, 32))
 WEIGHTS = dict(mel=15.0, adversarial=1.0, feature=2.0, commitment=0.25, semantic=1.0)
+WEIGHTS |= dict(size=0.0, log_mel=0.0, distillation=0.0)
 
 
-def recipe(*, weights=None, optim=None, mesh=None, **settings) -> codec_state.Recipe:
+def recipe(
+    *, weights=None, optim=None, mesh=None, whole=None, **settings
+) -> codec_state.Recipe:
     """Settings of `codec.Settings` by name; weights that differ from WEIGHTS."""
     usual = dict(
         discriminators=JUDGES,
@@ -49,7 +65,7 @@ def recipe(*, weights=None, optim=None, mesh=None, **settings) -> codec_state.Re
     )
     adam = dict(steps=50, peak=2e-3, b1=0.8, b2=0.99, clip=1e3, weight_decay=0.0)
     return codec_state.Recipe(
-        config=config(),
+        config=whole or config(),
         optimizer=optimizer.Optimizer(**adam | (optim or {})),
         discriminator_optimizer=optimizer.Optimizer(**adam),
         settings=codec.Settings(

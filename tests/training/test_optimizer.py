@@ -154,3 +154,72 @@ BAD = [
 def test_a_bad_setting_is_an_error(settings, message):
     with pytest.raises(ValueError, match=message):
         make(**settings)
+
+
+# ---------------------------------------------------------------------------- muon
+
+SHAPES = {
+    "a.kernel": (16, 32),  # linear
+    "b.kernel": (3, 16, 32),  # convolution
+    "c.kernel": (2, 16, 4, 2),  # transposed convolution
+    "d.kernel": (7, 1, 16),  # its inputs are too few
+    "e.kernel": (16, 1),  # ... its outputs
+    "a.bias": (32,),
+    "table.embedding": (64, 32),
+}
+
+
+def drawn(seed: int = 0) -> dict[str, jax.Array]:
+    draw = np.random.default_rng(seed)
+    return {
+        p: jnp.asarray(draw.normal(0, 1, s), jnp.float32) for p, s in SHAPES.items()
+    }
+
+
+def test_muon_makes_matrices_orthogonal_and_leaves_the_rest_to_adam():
+    muon, adam = (
+        make(kind=k, weight_decay=0.0, clip=1e9) for k in optimizer.KINDS[::-1]
+    )
+    updates = []
+    for settings in (muon, adam):
+        transform = settings.transform()
+        made, _ = transform.update(drawn(1), transform.init(drawn()), drawn())
+        updates.append(made)
+    matrices = {
+        path for path, shape in SHAPES.items() if optimizer.is_matrix(path, shape)
+    }
+    assert matrices == {"a.kernel", "b.kernel", "c.kernel"}
+    for path in SHAPES:
+        shape, inputs = SHAPES[path], 1 if len(SHAPES[path]) == 2 else 2
+        ours = np.asarray(updates[0][path])
+        if path not in matrices:
+            assert np.sign(ours).tolist() == np.sign(updates[1][path]).tolist()
+            continue
+        matrix = ours.reshape(int(np.prod(shape[:inputs])), -1)
+        values = np.linalg.svd(matrix, compute_uv=False)
+        # five steps of Newton-Schulz bring singular values near 1, not to it
+        scale = optimizer.CONSISTENT_RMS * np.sqrt(max(matrix.shape))
+        assert (values > 0.6 * scale).all() and (values < 1.3 * scale).all()
+        assert np.sum(ours * np.asarray(drawn(1)[path])) > 0  # the step subtracts it
+
+
+def test_muon_minimises():
+    settings = make(kind="muon", peak=0.05, steps=200, weight_decay=0.0)
+    transform, wanted, params = settings.transform(), drawn(2), drawn()
+    state = transform.init(params)
+    distance = optax.tree.norm(optax.tree.sub(params, wanted))
+
+    @jax.jit
+    def step(params, state):
+        gradient = jax.tree.map(lambda x, y: x - y, params, wanted)
+        updates, state = transform.update(gradient, state, params)
+        return jax.tree.map(lambda x, u: x - 0.05 * u, params, updates), state
+
+    for _ in range(200):
+        params, state = step(params, state)
+    assert optax.tree.norm(optax.tree.sub(params, wanted)) < 0.2 * distance
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="got optimizer kind 'lion', expected adamw"):
+        make(kind="lion")
