@@ -4,11 +4,12 @@
     python -m eval.family_run --out DIR                 two CPU cores
     python -m eval.family_run --out DIR --device gpu    one GPU
 
-corpus -> waves and teacher -> codec (warm, then adversarial) -> its export -> text
-vocabulary -> codes -> S1 -> S2 -> export with voices -> figures, each by the command
-that a user would give.  What is done is not done again: a run that was stopped goes on
-where it was.  --minutes stops a training at the next checkpoint after so long and ends
-the program; start it again to go on (for machines with a time limit).
+corpus -> waves and teacher -> codec (in pieces: mel, vocoder, join, encoder, decoder;
+then adversarial) -> its export -> text vocabulary -> codes -> S1 -> S2 -> export with
+voices -> figures, each by the command that a user would give.  What is done is not done
+again: a run that was stopped goes on where it was.  --minutes stops a training at the
+next checkpoint after so long and ends the program; start it again to go on (for
+machines with a time limit).
 
 DIR/checkpoint is the family; what the judges say of it is in DIR/figures.
 """
@@ -28,6 +29,17 @@ from qwen3tts_jax import model
 ROOT = pathlib.Path(__file__).parents[1]
 HELD_OUT = ROOT / "data" / "family" / "held_out"
 RANDOM = ("-m", "qwen3tts_jax.random_checkpoint", "--size", "small")
+# stage -> where its parts come from
+CODEC_STAGES = (
+    ("mel", {}),
+    ("vocoder", {}),
+    ("join", dict(hand_over="mel", vocoder="vocoder")),
+    ("encoder", dict(hand_over="join")),
+    ("decoder", dict(hand_over="encoder")),
+    ("gan", dict(hand_over="decoder")),
+)
+# (share, pattern over a clip's source): what will be spoken, and studio recordings
+CODEC_POOLS = ((0.6, "^kokoro"), (0.4, "^asterisk"))
 DONE = "done"  # folder of a mark for every stage that has come to its end
 
 
@@ -80,7 +92,7 @@ class Run:
 
 
 def make_codec(run: Run) -> pathlib.Path:
-    """Waves, both stages, export; returns the codec's directory."""
+    """Waves, all stages, export; returns the codec's directory."""
     corpus, codec = run.out / "corpus", run.out / "codec"
     whisper = whisper_files.assemble(corpus / "packages" / "whisper-base")
     folders = {}
@@ -92,19 +104,22 @@ def make_codec(run: Run) -> pathlib.Path:
             *("--out", folders[part], "--teacher", "whisper", "--teacher_dir", whisper),
         )
     data = dict(data__waves=folders["manifest"], data__held_out=folders["held_out"])
-    run.train("warm", "codec.py:stage=warm", **data)
-    data["model__hand_over"] = run.out / "warm"
-    command = run.train("gan", "codec.py:stage=gan", **data)
+    data["data__pools"] = CODEC_POOLS
+    for stage, earlier in CODEC_STAGES:
+        fields = {f"model__{field}": run.out / name for field, name in earlier.items()}
+        command = run.train(stage, f"codec.py:stage={stage}", **data, **fields)
     run("export-codec", *command, f"--export={codec}")
     return codec
 
 
-def make_language_model(run: Run, codec: pathlib.Path) -> pathlib.Path:
+def make_language_model(
+    run: Run, codec: pathlib.Path, chosen: dict[str, tuple[str, ...]]
+) -> pathlib.Path:
     """Vocabulary, codes, S1, S2, export; returns the checkpoint's directory."""
     out = run.out
     speech, vocabulary = out / "speech.jsonl", out / "vocabulary"
     source, codes, checkpoint = out / "source", out / "codes", out / "checkpoint"
-    choose_speech(out / "corpus" / "manifest.jsonl", speech)
+    choose_speech(out / "corpus" / "manifest.jsonl", speech, tuple(chosen))
     run(
         "vocabulary",
         *("-m", "data.family.vocabulary", "--manifest", speech, "--out"),
@@ -122,7 +137,7 @@ def make_language_model(run: Run, codec: pathlib.Path) -> pathlib.Path:
     run.train("s1", "pretrain.py:stage=s1", **data)
     data["model__hand_over"] = out / "s1"
     command = run.train("s2", "pretrain.py:stage=s2", **data)
-    command += [f"--config.model.export_voices={voices()!r}"]
+    command += [f"--config.model.export_voices={voices(chosen)!r}"]
     run("export", *command, f"--export={checkpoint}")
     return checkpoint
 
@@ -139,18 +154,20 @@ def join(random: pathlib.Path, codec: pathlib.Path, source: pathlib.Path) -> Non
     part.rename(source)
 
 
-def choose_speech(manifest: pathlib.Path, out: pathlib.Path) -> None:
+def choose_speech(
+    manifest: pathlib.Path, out: pathlib.Path, languages: tuple[str, ...]
+) -> None:
     """The clips in languages that the family speaks, as a manifest beside the other."""
     lines = [json.loads(line) for line in manifest.read_text("utf-8").splitlines()]
-    kept = [line for line in lines if line["language"] in passages.TRAINED]
+    kept = [line for line in lines if line["language"] in languages]
     for line in kept:
         line["audio"] = str(manifest.parent / line["audio"])
     plan.write_lines(out, kept)
 
 
-def voices() -> tuple[str, ...]:
-    """All of Kokoro's that read, under their names there: the first is the default."""
-    names = [name for found in plan.VOICES.values() for name in found]
+def voices(chosen: dict[str, tuple[str, ...]] = plan.VOICES) -> tuple[str, ...]:
+    """Those that read, under Kokoro's names: the first is the default."""
+    names = [name for found in chosen.values() for name in found]
     return tuple(f"{name}=kokoro/{name}" for name in names)
 
 
@@ -173,17 +190,23 @@ def main() -> None:
     add = parser.add_argument
     add("--out", type=pathlib.Path, required=True, help="everything is kept there")
     add("--hours", type=float, default=11.0, help="of synthesised speech [11]")
+    add("--languages", nargs="+", default=passages.TRAINED, help="that it speaks [all]")
+    add("--voices", nargs="+", default=(), help="names of Kokoro's that it has [all]")
     add("--workers", type=int, default=2, help="processes that read texts aloud [2]")
     add("--device", choices=("cpu", "gpu"), default="cpu", help="what it trains on")
     add("--minutes", type=float, help="most of one training, before the program ends")
     args = parser.parse_args()
+    chosen = plan.choose_voices(args.languages, args.voices)
     run = Run(args.out.resolve(), device=args.device, minutes=args.minutes)
     corpus = ["-m", "data.family.corpus", "--out", run.out / "corpus"]
     corpus += ["--hours", args.hours, "--workers", args.workers]
+    corpus += ["--languages", *chosen]
+    if args.voices:
+        corpus += ["--voices", *args.voices]
     try:
         run("corpus", *corpus)
         codec = make_codec(run)
-        judge(run, codec, make_language_model(run, codec))
+        judge(run, codec, make_language_model(run, codec, chosen))
     except Stopped as stopped:
         print(f"{stopped} has used its minutes and is saved; start again to go on")
 

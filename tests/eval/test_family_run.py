@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data.family import plan
+from data.family import passages, plan
 from eval import family_run
 
 SLEEPS = (
@@ -45,7 +45,8 @@ def test_only_clips_in_trained_languages_are_spoken(tmp_path):
         dict(audio="a.flac", text="Oh.", language=code) for code in ("en", "cs", "zh")
     ]
     plan.write_lines(tmp_path / "manifest.jsonl", lines)
-    family_run.choose_speech(tmp_path / "manifest.jsonl", tmp_path / "speech.jsonl")
+    paths = (tmp_path / "manifest.jsonl", tmp_path / "speech.jsonl")
+    family_run.choose_speech(*paths, passages.TRAINED)
     kept = [json.loads(x) for x in (tmp_path / "speech.jsonl").read_text().splitlines()]
     assert [line["language"] for line in kept] == ["en", "zh"]
     assert all(line["audio"] == str(tmp_path / "a.flac") for line in kept)
@@ -67,6 +68,27 @@ def test_the_trained_codec_takes_the_place_of_the_random_one(tmp_path):
 def test_every_voice_has_a_name_of_its_own():
     names = [name.partition("=")[0] for name in family_run.voices()]
     assert len(set(names)) == len(names) == 15 and names[0] == "af_heart"
+    chosen = plan.choose_voices(["en"], ["am_michael"])
+    assert family_run.voices(chosen) == ("am_michael=kokoro/am_michael",)
+
+
+def test_every_stage_of_the_codec_takes_over_from_one_before_it(run, monkeypatch):
+    commands = {}
+    monkeypatch.setattr(
+        family_run.Run, "__call__", lambda s, n, *c, **_: commands.update({n: c})
+    )
+    monkeypatch.setattr(family_run.whisper_files, "assemble", lambda path: path)
+    family_run.make_codec(run)
+    seen = []
+    for stage, earlier in family_run.CODEC_STAGES:
+        assert set(earlier.values()) <= set(seen)
+        seen.append(stage)
+        config = f"--config=configs/codec.py:stage={stage},size=small,device=cpu"
+        assert config in commands[stage]
+        for field, name in earlier.items():
+            assert f"--config.model.{field}={run.out / name}" in commands[stage]
+    export = commands["export-codec"]
+    assert export[-1].startswith("--export=") and f"--workdir={run.out}/gan" in export
 
 
 def test_configurations_are_known(run, monkeypatch):
