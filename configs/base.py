@@ -77,6 +77,8 @@ def get_config() -> ml_collections.ConfigDict:
                 warmup=0,  # steps
                 schedule="cosine",  # cosine | linear | constant
                 final=0.1,  # of the peak, at the last step
+                kind="adamw",  # adamw | muon (matrices; AdamW for the rest)
+                momentum=0.95,  # of muon
                 b1=0.9,
                 b2=0.95,
                 eps=1e-8,

@@ -191,6 +191,9 @@ def begin(config, run: trainer.Trainer) -> states.CodecState:
         params = _joined(config, params, run)
     elif wanted.hand_over:
         params = _earlier(wanted.hand_over, params, run)
+        if wanted.decoder:
+            other = _earlier(wanted.decoder, params, run)
+            params |= {p: v for p, v in other.items() if p.startswith("decoder.")}
     elif wanted.start == "weights":
         params |= _weights(config)
         run.say(f"took the weights of {wanted.source}")
@@ -210,12 +213,12 @@ def _joined(config, params: dict, run: trainer.Trainer) -> dict:
     """Path -> array of one codec, from a run of stage mel and one of stage vocoder."""
     halves = codec_scaffold.Halves.of(run.recipe.config.decoder)
     found = []
-    for field in ("hand_over", "vocoder"):
+    for field in ("hand_over", "decoder"):
         folder = config.model[field]
         if not folder:
             raise ValueError(
                 f"got stage join without --config.model.{field}, expected "
-                "hand_over=RUN of stage mel and vocoder=RUN of stage vocoder"
+                "hand_over=RUN of stage mel and decoder=RUN of stage vocoder"
             )
         found.append(_earlier(folder, params, run))
     return codec_scaffold.fold(*found, halves)

@@ -14,8 +14,9 @@ stage: gan (all losses), warm (mel and teacher alone: cheap; gan goes on from it
 gradients balanced), decoder (the decoder alone, codes frozen: of
 --config.model.source, for better or other data, or after stage encoder).
 A codec learns sooner in pieces (see qwen3tts_jax/training/codec_scaffold.py): mel and
-vocoder, each from nothing; join (hand_over=RUN of mel, vocoder=RUN of vocoder); encoder
-(hand_over=RUN of join); decoder; then warm and gan.
+vocoder, each from nothing; join (hand_over=RUN of mel, decoder=RUN of vocoder); encoder
+(hand_over=RUN of mel, beside join); decoder (hand_over=RUN of encoder, decoder=RUN of
+join); then warm and gan.
 size: 12hz (released widths), small, tiny.  device: cpu (two cores) or gpu, which alters
 the batches and discriminators of small.
 
@@ -51,13 +52,13 @@ WIDE = dict(
     stft_ffts=(2048, 1024, 512, 256, 128),
     stft_channels=32,
     stft_strides=(1, 2, 2, 2),
+    spectra=(),
 )
 NARROW = dict(
     periods=(2, 3, 5, 7, 11),
     period_channels=(8, 16, 32, 64, 64),
-    stft_ffts=(1024, 512, 256),
-    stft_channels=8,
-    stft_strides=(2, 2, 2, 2),  # half the work of EnCodec's (1, 2, 2, 2)
+    stft_ffts=(),  # over time and frequency: four fifths of all the work
+    spectra=(256, 1024),
 )
 TINY = dict(
     periods=(2, 3), period_channels=(4, 8), stft_ffts=(256, 128), stft_channels=4
@@ -200,7 +201,9 @@ def _fields(size: str) -> ml_collections.ConfigDict:
                 source="",
                 start="random",  # random | weights (of `source`)
                 hand_over="",  # the directory of an earlier stage
-                vocoder="",  # that of stage vocoder, for stage join
+                # that of another one, from which the decoder is taken; stage join: of
+                # stage vocoder, its fast half
+                decoder="",
                 scaffold=False,  # whether there are the parts that pieces need
                 take="params",  # of it: params | all (optimiser, step, averages too)
                 averaged=True,  # whether --export takes the averaged generator

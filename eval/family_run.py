@@ -33,7 +33,7 @@ RANDOM = ("-m", "qwen3tts_jax.random_checkpoint", "--size", "small")
 CODEC_STAGES = (
     ("mel", {}),
     ("vocoder", {}),
-    ("join", dict(hand_over="mel", vocoder="vocoder")),
+    ("join", dict(hand_over="mel", decoder="vocoder")),
     ("encoder", dict(hand_over="join")),
     ("decoder", dict(hand_over="encoder")),
     ("gan", dict(hand_over="decoder")),

@@ -26,7 +26,7 @@ from qwen3tts_jax.tokenizer_12hz import encoder as encoders
 from qwen3tts_jax.tokenizer_25hz import anti_alias, bigvgan, dit_blocks, late
 from qwen3tts_jax.tokenizer_25hz import dit as dits
 from qwen3tts_jax.tokenizer_25hz import encoder as encoders_25hz
-from qwen3tts_jax.training import discriminators
+from qwen3tts_jax.training import codec_scaffold, discriminators
 from qwen3tts_jax.training.teachers import wavlm, whisper
 
 PACKAGE = pathlib.Path(qwen3tts_jax.__file__).parent
@@ -134,7 +134,10 @@ def decoder_calls(part):
         stepped(codes)(part)
         | dict(decode=[(codes,)], stream=[(codes, jnp.full(B, T), state)])
         | dict(contextualize=[(floats(B, T, c.codebook_dim), state)])
-        | dict(synthesize=[(floats(B, T, c.latent_dim), state)])
+        | {
+            name: [(floats(B, T, c.latent_dim), state)]
+            for name in ("upsample_through", "synthesize")
+        }
         | properties
     )
 
@@ -230,7 +233,11 @@ def new(kind, *args, **options):
 
 
 JUDGES = discriminators.Config(
-    periods=(3,), period_channels=(2, 2), stft_ffts=(16,), stft_channels=2
+    periods=(3,),
+    period_channels=(2, 2),
+    stft_ffts=(16,),
+    stft_channels=2,
+    spectra=(16,),
 )
 JUDGED = only(floats(B, 60))
 
@@ -367,7 +374,12 @@ TABLE = [
     (stack_of_judges, only(floats(B, 3, 4, 4))),
     (new(discriminators.PeriodDiscriminator, JUDGES, period=3), JUDGED),
     (new(discriminators.STFTDiscriminator, JUDGES, window=16), JUDGED),
+    (new(discriminators.SpectrumDiscriminator, JUDGES, window=16), JUDGED),
     (new(discriminators.Discriminators, JUDGES), JUDGED),
+    (
+        new(codec_scaffold.MelEncoder, 2, 5),
+        only(floats(B, 2 * T, codec_scaffold.BINS)),
+    ),
     (new(whisper.Block, WHISPER), only(X)),
     (new(whisper.Encoder, WHISPER), layer_calls(floats(B, 6, 80))),
     (new(wavlm.ExtractorLayer, WAVLM, 0), only(floats(B, 40, 1), jnp.full(B, 7))),

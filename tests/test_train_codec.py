@@ -15,7 +15,7 @@ from PIL import Image
 
 from configs import build_codec, codec
 from data import sources, waves
-from qwen3tts_jax import checkpoint, sharding, speech_tokenizer
+from qwen3tts_jax import checkpoint, hf, sharding, speech_tokenizer, tiny
 from qwen3tts_jax.training import log, trainer
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -193,6 +193,79 @@ def test_the_decoder_alone_is_trained_further(command, exported, tmp_path):
     assert before.fingerprint == after.fingerprint
     kernels = [c.decoder.wave_conv.kernel[...] for c in (before, after)]
     assert (kernels[0] != kernels[1]).any()
+
+
+# -------------------------------------------------------------------------- pieces
+
+
+def params(workdir: pathlib.Path) -> dict:
+    """Path -> array of a run's last checkpoint."""
+    found = checkpoint.Checkpoints(workdir / build_codec.CHECKPOINTS)
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return found.restore_saved(trainer.PARAMS, place)[0]
+
+
+@pytest.fixture(scope="module")
+def pieces(command, tmp_path_factory):
+    """(a function that runs a stage from earlier ones, folder of all of them)."""
+    out = tmp_path_factory.mktemp("pieces")
+    layout = tiny.tokenizer_config()
+    layout["decoder_config"] |= dict(
+        decoder_dim=16, upsampling_ratios=[2, 2, 2, 15], upsample_rates=[16]
+    )
+    hf.write_json(out / "config.json", layout)
+
+    def run(stage: str, *more: str, code=0, **earlier) -> str:
+        fields = {f"model__{k}": str(out / v) for k, v in earlier.items()}
+        fields |= dict(model__source=str(out), data__teacher=False)
+        return command.run(out / stage, *more, stage=stage, code=code, **fields)
+
+    run("mel")
+    run("vocoder")
+    run("join", hand_over="mel", decoder="vocoder")
+    return run, out
+
+
+def test_a_joined_codec_begins_with_both_halves(pieces):
+    run, out = pieces
+    slow, fast, joined = (params(out / name) for name in ("mel", "vocoder", "join"))
+    assert set(slow) == set(fast) == set(joined)
+    for path, value in joined.items():
+        if path.startswith(("encoder.", "scaffold.encoder.")):  # is not trained further
+            assert np.array_equal(value, slow[path]), path
+    first = out / "join" / build_codec.SAMPLES
+    assert sorted(p.name for p in first.iterdir()) == ["step-0000002", "step-0000004"]
+
+
+def test_an_encoder_is_distilled_and_the_whole_exported(pieces, tmp_path):
+    run, out = pieces
+    said = run("encoder", hand_over="mel", decoder="join")
+    assert said.count("took the parameters of step 4") == 2 and "distillation" in said
+    before, after = params(out / "join"), params(out / "encoder")
+    moved = {p for p in before if not np.array_equal(before[p], after[p])}
+    assert moved and all(
+        p.startswith("encoder.") and "quantizer" not in p for p in moved
+    )
+    run("encoder", f"--export={tmp_path / 'codec'}", hand_over="mel")
+    codec_ = speech_tokenizer.Qwen3TTSTokenizer.from_pretrained(tmp_path / "codec")
+    [made], _ = codec_.decode(codec_.encode(np.zeros(24_000, np.float32), sr=24_000))
+    assert np.isfinite(made).all()
+
+
+@pytest.mark.parametrize(
+    "earlier, says",
+    [
+        ({}, "got stage join without --config.model.hand_over"),
+        (dict(hand_over="mel"), "got stage join without --config.model.decoder"),
+        (dict(hand_over="mel", decoder="none"), "which has no checkpoint"),
+    ],
+)
+def test_a_join_without_its_halves_is_refused(pieces, earlier, says):
+    run, out = pieces
+    if (out / "again").exists():
+        shutil.rmtree(out / "again")
+    said = run("join", f"--workdir={out / 'again'}", code=1, **earlier)
+    assert says in said and "Traceback" not in said
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,12 @@ class Decoder(nnx.Module):
         return x, pre_conv, caches
 
     def upsample_through(
-        self, x: jax.Array, state: DecoderState, *, start: int = 0, stop: int | None
+        self,
+        x: jax.Array,
+        state: DecoderState,
+        *,
+        start: int = 0,
+        stop: int | None = None,
     ) -> tuple:
         """Some of the upsampling blocks; x: float [B, T, D_latent].
 
@@ -241,7 +246,7 @@ class Decoder(nnx.Module):
             (wave: float32 [B, T*1920], not clipped; upsample, blocks and wave_conv of
             the next state).
         """
-        x, upsample = self.upsample_through(x, state, start=start, stop=None)
+        x, upsample = self.upsample_through(x, state, start=start)
         x, blocks = _run((self.first_conv, *self.blocks), x, state.blocks)
         wave, wave_conv = self.wave_conv.step(self.snake(x), state.wave_conv)
         return wave[:, :, 0].astype(jnp.float32), upsample, blocks, wave_conv

@@ -36,7 +36,7 @@ PIECES = {
 IN_PIECES = ("mel", "vocoder", "join", "encoder")  # those that need a scaffold
 UNHEARD = ("mel", "encoder")  # those that make no wave
 # Of a crop's first frames nothing is learnt: what came before them is not there.
-LEAD_IN = dict(mel=1, encoder=4)  # frames
+LEAD_IN = dict(mel=1, encoder=4)  # frames, at most half of a crop
 LEAD_IN_SAMPLES = 1920  # of the waves that a vocoder or decoder makes in pieces
 
 
@@ -152,7 +152,7 @@ def build(
     scaffold = None
     if settings.scaffold:
         rngs = nnx.Rngs(jax.random.fold_in(key, 4))
-        scaffold = codec_scaffold.Scaffold(config, rngs=rngs)
+        scaffold = codec_scaffold.build(config, rngs=rngs)
     projection = None
     if settings.teacher_dim:
         inner, rngs = config.encoder.codebook_dim, nnx.Rngs(keys[2])
@@ -249,7 +249,8 @@ class Generator:
         slow = codec_scaffold.Halves.of(self.config.decoder).slow
         x, _ = decoder.upsample_through(x, state, stop=slow)
         wanted = codec_scaffold.stacked(mel)
-        skip = LEAD_IN["mel"] * wanted.shape[1] // vectors.shape[1]
+        frames = vectors.shape[1]
+        skip = _lead_in("mel", frames) * wanted.shape[1] // frames
         found = parts.scaffold.head(x)[:, skip:].astype(jnp.float32)
         size = sum(
             jnp.mean(jax.nn.relu(jnp.mean(q.plain**2, axis=(0, 1)) - 1))
@@ -279,11 +280,12 @@ class Generator:
         wave, books = batch["wave"], parts.encoder.quantizer
         wanted = parts.scaffold.encoder(codec_scaffold.log_mel(wave))
         found = self._embed(parts, wave)
-        error = jnp.float32(0)
+        error, skip = jnp.float32(0), _lead_in("encoder", found.shape[1])
         for name in STACKS:
             project = getattr(books, name).input_proj
-            one, other = (project(x)[:, LEAD_IN["encoder"] :] for x in (found, wanted))
-            one, other = (x.astype(jnp.float32) for x in (one, other))
+            one, other = (
+                project(x)[:, skip:].astype(jnp.float32) for x in (found, wanted)
+            )
             # each stack counts the same, whatever its size
             mean = jnp.mean(other, axis=(0, 1), keepdims=True)
             error += jnp.mean((one - other) ** 2) / jnp.mean((other - mean) ** 2)
@@ -360,3 +362,7 @@ class Generator:
         return codec_losses.distillation(
             parts.projection(made.vectors), batch["teacher"].astype(jnp.float32), valid
         )
+
+
+def _lead_in(stage: str, frames: int) -> int:
+    return min(LEAD_IN[stage], frames // 2)

@@ -19,7 +19,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from flax import nnx, struct
 
 from qwen3tts_jax import audio
 from qwen3tts_jax import config as configs
@@ -93,7 +93,8 @@ class MelEncoder(nnx.Module):
         return self.output_proj(x)
 
 
-class Scaffold(nnx.Module):
+@struct.dataclass
+class Scaffold:
     """The parts that only training in pieces has.
 
     Attributes:
@@ -102,12 +103,19 @@ class Scaffold(nnx.Module):
         embed: two log mels -> what the decoder's fast half takes.
     """
 
-    def __init__(self, config: configs.Tokenizer12HzConfig, *, rngs: nnx.Rngs):
-        frame = config.samples_per_frame // HOP
-        width = config.decoder.latent_dim
-        self.encoder = MelEncoder(frame, config.encoder.transformer.dim, rngs=rngs)
-        self.head = layers.Linear(width, STACK * BINS, bias=True, rngs=rngs)
-        self.embed = layers.Linear(STACK * BINS, width, bias=True, rngs=rngs)
+    encoder: MelEncoder
+    head: layers.Linear
+    embed: layers.Linear
+
+
+def build(config: configs.Tokenizer12HzConfig, *, rngs: nnx.Rngs) -> Scaffold:
+    """Random float32 parts."""
+    frame, width = config.samples_per_frame // HOP, config.decoder.latent_dim
+    return Scaffold(
+        encoder=MelEncoder(frame, config.encoder.transformer.dim, rngs=rngs),
+        head=layers.Linear(width, STACK * BINS, bias=True, rngs=rngs),
+        embed=layers.Linear(STACK * BINS, width, bias=True, rngs=rngs),
+    )
 
 
 def stacked(mel: jax.Array) -> jax.Array:

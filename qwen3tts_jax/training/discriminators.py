@@ -1,4 +1,5 @@
-"""Discriminators of waves: multi-period (HiFi-GAN) and multi-scale STFT (EnCodec).
+"""Discriminators of waves: multi-period (HiFi-GAN), multi-scale STFT (EnCodec), and a
+cheap kind that takes a spectrum's frequencies for channels.
 
 Every convolution is over [B, height, length, C] and strides along the length alone.
 The stride is folded into the channels, so that XLA sees a convolution of stride 1: its
@@ -33,6 +34,8 @@ class Config:
             the dilations.  (2, 2, 2, 2) halves the work.
         stft_dilations: along time.
         stft_slope: of the leaky relu.
+        spectra: windows in samples of the cheap kind, one discriminator each.
+        spectrum_channels, spectrum_kernel: of its layers; along time.
     """
 
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)
@@ -46,17 +49,22 @@ class Config:
     stft_strides: tuple[int, ...] = (1, 2, 2, 2)
     stft_dilations: tuple[int, ...] = (1, 2, 4)
     stft_slope: float = 0.2
+    spectra: tuple[int, ...] = ()
+    spectrum_channels: int = 128
+    spectrum_kernel: int = 5
 
     def __post_init__(self):
-        if not self.periods and not self.stft_ffts:
-            raise ValueError("got no periods and no stft_ffts; give at least one")
+        if not (self.periods or self.stft_ffts or self.spectra):
+            raise ValueError(
+                "got no periods, no stft_ffts and no spectra; give at least one"
+            )
         if len(self.stft_strides) != len(self.stft_dilations) + 1:
             raise ValueError(
                 f"got {len(self.stft_strides)} stft_strides for "
                 f"{len(self.stft_dilations)} stft_dilations, expected one more; the "
                 "first layer strides, but is not dilated"
             )
-        sizes = (self.period_kernel, *self.stft_kernel)
+        sizes = (self.period_kernel, *self.stft_kernel, self.spectrum_kernel)
         if not all(size % 2 for size in sizes):
             raise ValueError(
                 f"got kernels {sizes}, expected odd sizes: both sides are padded alike"
@@ -210,6 +218,46 @@ class STFTDiscriminator(nnx.Module):
         return self.stack(jnp.stack(parts, axis=-1) * scale)
 
 
+class SpectrumDiscriminator(nnx.Module):
+    """Looks at all frequencies of a compressed spectrum at once, along time alone.
+
+    A twentieth of the work of the convolutions over time and frequency: channels, not
+    positions, are many.
+    """
+
+    def __init__(self, config: Config, *, window: int, rngs: nnx.Rngs):
+        c, dim = config, config.spectrum_channels
+        gain = _gain(c.stft_slope)
+        inputs = 2 * (window // 2 + 1)
+        convs = [Conv(inputs, dim, kernel_size=(1, 1), rngs=rngs)]
+        convs += [
+            Conv(
+                *(dim, dim),
+                kernel_size=(c.spectrum_kernel, 1),
+                dilation=dilation,
+                gain=gain,
+                rngs=rngs,
+            )
+            for dilation in c.stft_dilations
+        ]
+        convs.append(Conv(dim, 1, kernel_size=(1, 1), rngs=rngs))
+        self.stack = Stack(convs, slope=c.stft_slope)
+        self.window = window
+
+    def __call__(self, wave: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        """wave: float [B, W], W >= window.  Over [B, frames, 1]."""
+        scale = 1 / math.sqrt(3 / 8 * self.window)
+        real, imaginary = (scale * x for x in codec_losses.stft(wave, self.window))
+        # magnitudes to the power of 0.3: what is soft counts too
+        power = real * real + imaginary * imaginary
+        smaller = (power + SPECTRUM_FLOOR) ** -SPECTRUM_COMPRESSION
+        x = jnp.concatenate([real * smaller, imaginary * smaller], axis=-1)
+        return self.stack(x[:, :, None])  # [B, T, 1, C]
+
+
+SPECTRUM_FLOOR, SPECTRUM_COMPRESSION = 1e-4, 0.35
+
+
 class Discriminators(nnx.Module):
     """All discriminators of a configuration."""
 
@@ -218,6 +266,7 @@ class Discriminators(nnx.Module):
         self.parts = nnx.List(
             [PeriodDiscriminator(c, period=p, rngs=rngs) for p in c.periods]
             + [STFTDiscriminator(c, window=w, rngs=rngs) for w in c.stft_ffts]
+            + [SpectrumDiscriminator(c, window=w, rngs=rngs) for w in c.spectra]
         )
 
     def __call__(

@@ -15,9 +15,10 @@ import optax.contrib
 NO_DECAY = r"\.(scale|bias)$"  # norms and biases
 SCHEDULES = ("cosine", "linear", "constant")
 KINDS = ("adamw", "muon")
-# Muon's: kernels that are matrices from many inputs to many outputs.  Embeddings, the
-# first and last layers of a wave, depthwise kernels and everything narrow is Adam's.
-MATRIX = r"kernel$"
+# Muon's: kernels that are matrices from many inputs to many outputs.  Embeddings,
+# heads, the first and last layers of a wave and everything narrow is Adam's.
+MATRIX = r"(?<!head\.)kernel$"
+STACKED = r"\.layers\.[a-z]"  # all layers, along the first axis
 NARROWEST = 8  # the smaller side of a matrix that Muon takes
 CONSISTENT_RMS = 0.2  # Muon's step is as large as AdamW's (arXiv 2502.16982)
 
@@ -143,18 +144,20 @@ def is_matrix(path: str, shape: tuple[int, ...]) -> bool:
     """Whether Muon moves a parameter."""
     if not re.search(MATRIX, path) or len(shape) < 2:
         return False
-    inputs, outputs = _sides(shape)
-    return min(math.prod(inputs), math.prod(outputs)) >= NARROWEST
+    sizes = [math.prod(shape[axis] for axis in side) for side in _sides(path, shape)]
+    return min(sizes) >= NARROWEST
 
 
-def _sides(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(sizes of the inputs, of the outputs) of a kernel seen as a matrix.
+def _sides(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """(axes of the inputs, of the outputs) of a kernel seen as a matrix.
 
     Linear [in, out]; convolution [kernel, in, out]; transposed convolution
-    [taps, in, stride, out].
+    [taps, in, stride, out]; stacked layers [L, in, out] are L matrices.
     """
-    inputs = 1 if len(shape) == 2 else 2
-    return shape[:inputs], shape[inputs:]
+    axes = tuple(range(len(shape)))
+    first = 1 if re.search(STACKED, path) else 0
+    inputs = first + (1 if len(axes) - first == 2 else 2)
+    return axes[first:inputs], axes[inputs:]
 
 
 def _matrices(params: Mapping[str, jax.Array]) -> dict:
@@ -164,8 +167,7 @@ def _matrices(params: Mapping[str, jax.Array]) -> dict:
         # optax asks again with what it has masked
         if isinstance(leaf, optax.MaskedNode) or not is_matrix(path, leaf.shape):
             return None
-        axes, inputs = tuple(range(leaf.ndim)), len(_sides(leaf.shape)[0])
-        return optax.contrib.MuonDimensionNumbers(axes[:inputs], axes[inputs:])
+        return optax.contrib.MuonDimensionNumbers(*_sides(path, leaf.shape))
 
     return {path: numbers(path, leaf) for path, leaf in params.items()}
 

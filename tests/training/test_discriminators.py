@@ -13,6 +13,8 @@ CONFIG = discriminators.Config(  # small: most of the time is XLA's compiler's
     periods=(2, 3),
     period_channels=(4, 8),
     stft_ffts=(64,),
+    spectra=(64,),
+    spectrum_channels=4,
     stft_channels=4,
     stft_strides=(1, 2),
     stft_dilations=(2,),
@@ -97,11 +99,13 @@ def test_shapes(judges):
         (3, 2, 101),  # 301 samples of each phase, a third
         (3, 3, 67),
         (3, 34, 17),  # frames; of 33 frequencies a half
+        (3, 34, 1),
     ]
     assert [[f.shape for f in one] for one in features] == [
         [(3, 2, 101, 4), (3, 2, 101, 8)],
         [(3, 3, 67, 4), (3, 3, 67, 8)],
         [(3, 34, 33, 4), (3, 34, 17, 4), (3, 34, 17, 4)],
+        [(3, 34, 1, 4)] * 2,
     ]
 
 
@@ -121,6 +125,14 @@ def test_the_scale_of_features_stays(judges):
     _, features = judge(judges, noise(0, *WAVES))
     for first, *_, last in features:
         assert 1 / 2 < np.std(last) / np.std(first) < 2
+
+
+def test_the_cheap_kind_hears_what_is_soft(judges):
+    """A wave and the same at a hundredth: scores differ far less than a hundredfold."""
+    part = judges.parts[-1]
+    loud = noise(0, *WAVES)
+    first = [np.std(part(scale * loud)[1][0]) for scale in (1.0, 0.01)]
+    assert first[0] / first[1] < 25
 
 
 def test_configurations_that_cannot_be_are_refused():

@@ -164,6 +164,8 @@ SHAPES = {
     "c.kernel": (2, 16, 4, 2),  # transposed convolution
     "d.kernel": (7, 1, 16),  # its inputs are too few
     "e.kernel": (16, 1),  # ... its outputs
+    "codec_head.kernel": (16, 32),  # logits
+    "t.layers.a.kernel": (2, 16, 32),  # two layers
     "a.bias": (32,),
     "table.embedding": (64, 32),
 }
@@ -188,18 +190,21 @@ def test_muon_makes_matrices_orthogonal_and_leaves_the_rest_to_adam():
     matrices = {
         path for path, shape in SHAPES.items() if optimizer.is_matrix(path, shape)
     }
-    assert matrices == {"a.kernel", "b.kernel", "c.kernel"}
-    for path in SHAPES:
-        shape, inputs = SHAPES[path], 1 if len(SHAPES[path]) == 2 else 2
+    assert matrices == {"a.kernel", "b.kernel", "c.kernel", "t.layers.a.kernel"}
+    for path, shape in SHAPES.items():
         ours = np.asarray(updates[0][path])
         if path not in matrices:
             assert np.sign(ours).tolist() == np.sign(updates[1][path]).tolist()
             continue
-        matrix = ours.reshape(int(np.prod(shape[:inputs])), -1)
-        values = np.linalg.svd(matrix, compute_uv=False)
-        # five steps of Newton-Schulz bring singular values near 1, not to it
-        scale = optimizer.CONSISTENT_RMS * np.sqrt(max(matrix.shape))
-        assert (values > 0.6 * scale).all() and (values < 1.3 * scale).all()
+        stacked = ours if "layers" in path else ours[None]
+        inputs = 2 if stacked.ndim == 3 else 3  # axes before the outputs
+        width = int(np.prod(shape[inputs - 1 if "layers" not in path else inputs :]))
+        for layer in stacked:
+            matrix = layer.reshape(-1, width)
+            values = np.linalg.svd(matrix, compute_uv=False)
+            # five steps of Newton-Schulz bring singular values near 1, not to it
+            scale = optimizer.CONSISTENT_RMS * np.sqrt(max(matrix.shape))
+            assert (values > 0.6 * scale).all() and (values < 1.3 * scale).all()
         assert np.sum(ours * np.asarray(drawn(1)[path])) > 0  # the step subtracts it
 
 
