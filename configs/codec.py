@@ -99,8 +99,9 @@ SMALL = dict(
         dict(rows=2, frames=20, heard=8, last=True),
         dict(MUON, steps=8_000, peak=1e-3, warmup=200),
     ),
+    # crops as long as attention can be taught to look back
     encoder=(
-        dict(rows=4, frames=16, heard=16),
+        dict(rows=2, frames=32, heard=32),
         dict(MUON, b1=0.9, steps=10_000, peak=1.5e-3, warmup=200),
     ),
     decoder=(
