@@ -73,6 +73,7 @@ TORCH = (
 LAZY = {  # file -> why it imports inside a function
     "data/extras.py": "packages for some sources and scorers are optional",
     "eval/latency.py": "matplotlib is optional (extra eval)",
+    "eval/learning_curves.py": "matplotlib is optional (extra eval)",
     "eval/run.py": "judges, Opus and pictures are optional (extra eval)",
     "eval/speed_report.py": "matplotlib is optional (extra eval)",
     "qwen3tts_jax/tokenizer_25hz/xvector.py": "onnxruntime is optional (extra onnx)",
