@@ -10,30 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import base, build, codec, meshes
+from configs import base, build, codec
 from data import crops
-from qwen3tts_jax import (
-    audio,
-    checkpoint,
-    hf,
-    released,
-    sharding,
-    small,
-    speech_tokenizer,
-    tiny,
-)
-from qwen3tts_jax import config as configs
+from qwen3tts_jax import sharding, speech_tokenizer
+from qwen3tts_jax.audio import io as audio
+from qwen3tts_jax.audio import spectrogram_image as pictures
+from qwen3tts_jax.checkpoints import hub
+from qwen3tts_jax.config import released, small, tiny, tokenizer_12hz
 from qwen3tts_jax.nn import quantizer
-from qwen3tts_jax.training import codec as codecs
-from qwen3tts_jax.training import (
-    codec_losses,
-    discriminators,
-    optimizer,
-    pictures,
-    trainer,
-)
-from qwen3tts_jax.training import codec_state as states
-from qwen3tts_jax.training import meter as meters
+from qwen3tts_jax.training import checkpointing as checkpoint
+from qwen3tts_jax.training import mesh_shape as meshes
+from qwen3tts_jax.training import optimizer, trainer
+from qwen3tts_jax.training import throughput as meters
+from qwen3tts_jax.training.codec import discriminators
+from qwen3tts_jax.training.codec import generator as codecs
+from qwen3tts_jax.training.codec import losses as codec_losses
+from qwen3tts_jax.training.codec import train_step as states
 
 CHECKPOINTS = build.CHECKPOINTS
 PREPROCESSOR = "preprocessor_config.json"
@@ -44,7 +36,7 @@ SAMPLE_FRAMES = 50  # of a clip that is written as sound and picture: 4 s
 def hf_config(config) -> dict:
     """config.json of the codec: that of `source`, or of the size."""
     if config.model.source:
-        return hf.read_json(hf.resolve(config.model.source) / "config.json")
+        return hub.read_json(hub.resolve(config.model.source) / "config.json")
     sizes = dict(
         zip(
             codec.SIZES,
@@ -78,7 +70,7 @@ def recipe(config, mesh) -> states.Recipe:
         )
     learning = quantizer.Learning(quantisation.pop("decay"), quantisation.pop("dead"))
     return states.Recipe(
-        config=configs.Tokenizer12HzConfig.from_hf(hf_config(config)),
+        config=tokenizer_12hz.Tokenizer12HzConfig.from_hf(hf_config(config)),
         optimizer=_optimizer(config.optimizer),
         discriminator_optimizer=_optimizer(config.discriminator_optimizer),
         settings=codecs.Settings(
@@ -212,11 +204,11 @@ def _weights(config) -> dict:
 def write_export(config, workdir: Path, out: Path) -> int:
     """The best checkpoint of a run as an official speech tokenizer; its step."""
     codec_, step = load(config, workdir)
-    with hf.new_directory(out) as made:
+    with hub.new_directory(out) as made:
         codec_.save_pretrained(made)
         preprocessor = made / PREPROCESSOR
         if not preprocessor.exists():  # a source has its own
-            hf.write_json(preprocessor, released.TOKENIZER_PREPROCESSOR_CONFIG)
+            hub.write_json(preprocessor, released.TOKENIZER_PREPROCESSOR_CONFIG)
     return step
 
 
@@ -241,7 +233,7 @@ def tokenizer(config, trained: states.Recipe, state: states.CodecState):
         parts.encoder,
         parts.decoder,
         hf_config=hf_config(config),
-        source=hf.resolve(source) if source else None,
+        source=hub.resolve(source) if source else None,
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import soundfile
 
 from data import extras, raw
-from qwen3tts_jax import audio
+from qwen3tts_jax.audio import io as audio_io
 
 REASONS = {  # why a clip is dropped; those of MARKS may be kept, in the tier "low"
     "unreadable": "the sound cannot be decoded",
@@ -97,7 +97,7 @@ def take(clip: raw.Clip, rules: Rules) -> Take:
             return Take(clip, reason="too_long")
         wave, rate = _read(clip)
         flat = flat_share(wave)
-        wave = audio.resample(wave, rate, audio.SAMPLE_RATE)
+        wave = audio_io.resample(wave, rate, audio_io.SAMPLE_RATE)
     # decoders raise errors of many kinds for bytes that they cannot read
     except (ValueError, OSError, RuntimeError, EOFError) as error:
         return Take(clip, reason="unreadable", detail=str(error))
@@ -109,7 +109,7 @@ def _judge(clip: raw.Clip, wave: np.ndarray, flat: float, rules: Rules) -> Take:
     if not loud.any():
         return Take(clip, reason="silence")
     wave, loud = trim(wave, loud, rules)
-    seconds = len(wave) / audio.SAMPLE_RATE
+    seconds = len(wave) / audio_io.SAMPLE_RATE
     if seconds < rules.min_seconds:
         return Take(clip, reason="too_short")
     if seconds > rules.max_seconds:
@@ -140,7 +140,7 @@ def _read(clip: raw.Clip) -> tuple[np.ndarray, int]:
         source = Path(source)  # a text might be taken for an address
         if source.suffix.lower() == ".g722":
             source = extras.load("data.g722").read(source)
-    return audio.read(source)
+    return audio_io.read(source)
 
 
 # ------------------------------------------------------------------------ checks
@@ -187,7 +187,7 @@ def speech_frames(wave: np.ndarray, rules: Rules) -> np.ndarray:
     Loud is what comes within trim_db of the 95th percentile, a level that a click does
     not raise.
     """
-    hop = int(HOP_SECONDS * audio.SAMPLE_RATE)
+    hop = int(HOP_SECONDS * audio_io.SAMPLE_RATE)
     padded = np.pad(wave, (0, -len(wave) % hop))
     power = np.square(padded, dtype=np.float32).reshape(-1, hop).mean(axis=1)
     level = 10 * np.log10(power + 1e-12)  # [T], dBFS
@@ -204,7 +204,7 @@ def trim(
     found = np.flatnonzero(loud)
     margin = round(rules.margin_seconds / HOP_SECONDS)
     start, stop = max(found[0] - margin, 0), found[-1] + 1 + margin
-    hop = int(HOP_SECONDS * audio.SAMPLE_RATE)
+    hop = int(HOP_SECONDS * audio_io.SAMPLE_RATE)
     return wave[start * hop : stop * hop], loud[start:stop]
 
 
@@ -212,7 +212,7 @@ def normalise(wave: np.ndarray, loud: np.ndarray, rules: Rules) -> np.ndarray:
     """The wave at level_db, or as near as its peak allows."""
     if rules.level_db is None:
         return wave
-    hop = int(HOP_SECONDS * audio.SAMPLE_RATE)
+    hop = int(HOP_SECONDS * audio_io.SAMPLE_RATE)
     speaking = wave[np.repeat(loud, hop)[: len(wave)]]
     rms = np.sqrt(np.mean(np.square(speaking, dtype=np.float64)))
     gain = min(10 ** (rules.level_db / 20) / rms, PEAK_LIMIT / np.abs(wave).max())

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from qwen3tts_jax import placement, speech_tokenizer
+from qwen3tts_jax import runtime, speech_tokenizer
 
 MAX_ROWS = 64
 IN_FLIGHT = 2  # batches that the accelerator has not given back yet
@@ -28,7 +28,7 @@ class Encoder:
     def bucket(self, wave: np.ndarray) -> int:
         """Frames of the program that encodes a wave."""
         frames = -(-len(wave) // self.tokenizer.config.samples_per_frame)
-        return placement.bucket(frames, speech_tokenizer.ENCODE_BUCKETS)
+        return runtime.bucket(frames, speech_tokenizer.ENCODE_BUCKETS)
 
     def rows(self, bucket: int) -> int:
         """Rows of the program of so many frames."""
@@ -65,7 +65,7 @@ class Encoder:
         for row, (_, samples) in enumerate(batch):
             wave[row, : len(samples)] = samples
             length[row] = len(samples)
-        with placement.exact():
+        with runtime.exact():
             codes = _encode(self.tokenizer.encoder, wave, length, config.quantizers)
         return batch, codes
 

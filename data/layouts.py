@@ -6,7 +6,7 @@ drawn from (seed, stage, round, shard, row) alone, so that every process agrees,
 length of the packed example is known without reading the record.
 
 The bits are those of `keys.fields`: each choice takes 16 of them, so that probabilities
-hold to 1/65536.  Source of the layouts: `qwen3tts_jax.prompt`.
+hold to 1/65536.  Source of the layouts: `qwen3tts_jax.generation.prompt`.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import dataclasses
 import numpy as np
 
 from data import keys
-from qwen3tts_jax import released
+from qwen3tts_jax.config import released
 
 VOICES = ("x_vector", "id", "none")
 _HOPS = 3  # the voice's next, second or third utterance

@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 
 from data import records
-from qwen3tts_jax import text as texts
+from qwen3tts_jax.text import tokenizer as text_tokenizer
 
 MOST = np.iinfo(np.uint16).max  # frames, and ids, of one utterance
 
@@ -77,7 +77,7 @@ def marker_of(shard: pathlib.Path) -> pathlib.Path:
 _worker = {}  # what a worker process was started with
 
 
-def start_worker(tokenizer: texts.TextTokenizer) -> None:
+def start_worker(tokenizer: text_tokenizer.TextTokenizer) -> None:
     _worker["tokenizer"] = tokenizer
 
 
@@ -86,7 +86,7 @@ def count_in_worker(path: pathlib.Path) -> Counted | str:
     return count(path, _worker["tokenizer"])
 
 
-def count(path: pathlib.Path, tokenizer: texts.TextTokenizer) -> Counted | str:
+def count(path: pathlib.Path, tokenizer: text_tokenizer.TextTokenizer) -> Counted | str:
     """Read a shard: its columns, or what is wrong with it."""
     try:
         return _read_shard(path, tokenizer)
@@ -94,7 +94,7 @@ def count(path: pathlib.Path, tokenizer: texts.TextTokenizer) -> Counted | str:
         return str(error)
 
 
-def _read_shard(path: pathlib.Path, tokenizer: texts.TextTokenizer) -> Counted:
+def _read_shard(path: pathlib.Path, tokenizer: text_tokenizer.TextTokenizer) -> Counted:
     rows, codec = _read_marker(path)
     shard = records.Shard(path)
     if shard.rows != rows:

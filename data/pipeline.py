@@ -23,9 +23,9 @@ from absl import flags
 
 from data import index as indexes
 from data import plan, records
-from qwen3tts_jax import config as configs
-from qwen3tts_jax import prompt
-from qwen3tts_jax import text as texts
+from qwen3tts_jax.config import tts
+from qwen3tts_jax.generation import prompt
+from qwen3tts_jax.text import tokenizer as text_tokenizer
 from qwen3tts_jax.training import packing
 
 OPEN_SHARDS = 256  # at a time; each pool reads from one block of shards
@@ -47,8 +47,8 @@ class Batches:
     def __init__(
         self,
         plan: plan.Plan,
-        config: configs.Qwen3TTSConfig,
-        tokenizer: texts.TextTokenizer,
+        config: tts.Qwen3TTSConfig,
+        tokenizer: text_tokenizer.TextTokenizer,
         *,
         shape: packing.Shape,
         steps: int,

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 
 from data import clips, extras, sources
-from qwen3tts_jax import audio, metrics
+from qwen3tts_jax import metrics
+from qwen3tts_jax.audio import io as audio_io
 
 SCORER_RATE = 16_000  # Hz, of both
 
@@ -56,7 +57,7 @@ class Scorers:
             return take, ""
         marks, high = list(take.marks), bool(self._dnsmos or self._asr)
         if high:
-            wave = audio.resample(take.wave, audio.SAMPLE_RATE, SCORER_RATE)
+            wave = audio_io.resample(take.wave, audio_io.SAMPLE_RATE, SCORER_RATE)
             for judge in (self._quality, self._mismatch):
                 mark, good = judge(wave, take.clip)
                 marks += [mark] * bool(mark)

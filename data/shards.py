@@ -28,7 +28,7 @@ from data import (
     tally,
     voices,
 )
-from qwen3tts_jax import audio
+from qwen3tts_jax.audio import io as audio_io
 
 REPORT, SETTINGS = "report.json", "settings.json"
 WORK = ".work-"  # folders with what is not finished
@@ -129,7 +129,7 @@ class Preparer:
             if bad:
                 count.drop(take, bad)
             else:
-                seconds = len(take.wave) / audio.SAMPLE_RATE
+                seconds = len(take.wave) / audio_io.SAMPLE_RATE
                 count.keep(take, tier, seconds)
                 kept[row] = _record(take.clip, tier, seconds)
                 yield row, take.wave

@@ -13,7 +13,7 @@ import statistics
 import numpy as np
 
 from data import blocks, index, keys, lengths, records
-from qwen3tts_jax import released
+from qwen3tts_jax.config import released
 
 LANGUAGES = tuple(released.LANGUAGES)
 LANGUAGE_SHARES = (0.3, 0.3) + (0.05,) * 8

@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qwen3tts_jax import audio, model, placement, speech_tokenizer_base
+from qwen3tts_jax import model, runtime
+from qwen3tts_jax.audio import io as audio_io
+from qwen3tts_jax.audio import mel as log_mels
+from qwen3tts_jax.codecs import base
 
 KINDS = ("none", "mel", "x_vector")
 ROWS = 16  # of the program; a last group is filled with empty rows
@@ -51,9 +54,9 @@ class Voices:
                     "expected a Base checkpoint"
                 )
         # whole hops: the crop of a long clip makes whole mel frames
-        self._samples = int(spec.crop_seconds * audio.SAMPLE_RATE) // audio.HOP
-        self._samples *= audio.HOP
-        if self._samples < audio.MIN_REFERENCE_SAMPLES:
+        self._samples = int(spec.crop_seconds * audio_io.SAMPLE_RATE) // log_mels.HOP
+        self._samples *= log_mels.HOP
+        if self._samples < log_mels.MIN_REFERENCE_SAMPLES:
             raise ValueError(
                 f"got --crop_seconds {spec.crop_seconds:g}, expected at least 0.06"
             )
@@ -64,7 +67,7 @@ class Voices:
         encoder = self.encoder
         if encoder is None:
             return ""
-        return speech_tokenizer_base.fingerprint_of(encoder.config, encoder)
+        return base.fingerprint_of(encoder.config, encoder)
 
     def describe(self, waves: list[np.ndarray]) -> list[dict]:
         """For each wave, float32 [W] at 24 kHz, the fields of its record.
@@ -80,24 +83,24 @@ class Voices:
 
     def _group(self, waves: list[np.ndarray]) -> list[dict]:
         batch = np.zeros((ROWS, self._samples), np.float32)
-        length = np.full(ROWS, audio.MIN_REFERENCE_SAMPLES, np.int32)
+        length = np.full(ROWS, log_mels.MIN_REFERENCE_SAMPLES, np.int32)
         for row, wave in enumerate(waves):
             start = max(len(wave) - self._samples, 0) // 2
             crop = wave[start : start + self._samples]
             batch[row, : len(crop)] = crop
             length[row] = len(crop)
-        with placement.exact():
+        with runtime.exact():
             found = np.asarray(_describe(self.encoder, batch, length), np.float16)
         if self.spec.kind == "x_vector":
             return [dict(x_vector=row) for row in found[: len(waves)]]
-        frames = length // audio.HOP
+        frames = length // log_mels.HOP
         return [dict(mel=row[:n]) for row, n in zip(found[: len(waves)], frames)]
 
 
 @jax.jit
 def _describe(encoder, wave: jax.Array, length: jax.Array) -> jax.Array:
     """Float32 [B, T, 128], or [B, D] where there is an encoder."""
-    mel = audio.log_mel(wave, length)
+    mel = log_mels.log_mel(wave, length)
     if encoder is None:
         return mel
-    return encoder(mel, length // audio.HOP).astype(jnp.float32)
+    return encoder(mel, length // log_mels.HOP).astype(jnp.float32)

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 
 from eval import griffin_lim, scores, sets
-from qwen3tts_jax import audio, metrics, model, placement
+from qwen3tts_jax import metrics, model, runtime
 from qwen3tts_jax import speech_tokenizer as speech_tokenizers
+from qwen3tts_jax.audio import io as audio_io
 
 COUNTS = (16, 8, 4, 2, 1)  # codebooks that are kept
 CHUNK = 32  # frames decoded at a time
@@ -72,7 +73,7 @@ def _codec(tokenizer, count: int, wave: np.ndarray, codes: np.ndarray) -> Made:
 
 def _opus(opus, wave: np.ndarray, codes) -> Made:
     made, bits = opus.reconstruct(wave)
-    return Made(made, dict(bits_per_second=bits * audio.SAMPLE_RATE / len(wave)))
+    return Made(made, dict(bits_per_second=bits * audio_io.SAMPLE_RATE / len(wave)))
 
 
 def _griffin_lim(seed: int, wave: np.ndarray, codes) -> Made:
@@ -90,7 +91,7 @@ def decode(tokenizer, codes: np.ndarray) -> np.ndarray:
     padded = np.pad(codes, ((0, -frames % CHUNK), (0, 0)))[None]  # causal: harmless
     state, waves = tokenizer.empty_state(), []
     for start in range(0, padded.shape[1], CHUNK):
-        with placement.exact():
+        with runtime.exact():
             chunk = padded[:, start : start + CHUNK]
             wave, state = _step(tokenizer.decoder, chunk, state)
         waves.append(np.asarray(wave[0]))
@@ -146,9 +147,9 @@ def run(
 
 def one(clip: sets.Clip, ways: dict[str, System], panel, tokenizer) -> tuple:
     """(scores, codes or None, system -> wave) of one clip."""
-    wave, codes = audio.load(clip.audio), None
+    wave, codes = audio_io.load(clip.audio), None
     if tokenizer is not None:
-        codes = tokenizer.encode((wave, audio.SAMPLE_RATE)).audio_codes[0]
+        codes = tokenizer.encode((wave, audio_io.SAMPLE_RATE)).audio_codes[0]
     item = scores.Item(clip.id, clip.text, clip.language, clip.source, clip.speaker)
     judged, waves = [], {}
     for name, make in ways.items():

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qwen3tts_jax import placement, speech_tokenizer_25hz
-from qwen3tts_jax.tokenizer_25hz import features, flow
+from qwen3tts_jax import runtime
+from qwen3tts_jax.codecs import codec_25hz
+from qwen3tts_jax.models.tokenizer_25hz import features, flow_matching
 
 GROUPS = {1: 8, 8: 4}  # 12Hz frames decoded at once -> how often, for one timing
 CHUNKS = 2  # of 25Hz codes
@@ -85,7 +86,7 @@ def time_groups(codec, job: dict) -> dict:
                 _, state = decode_group(codec.decoder, codes, state)
             return state
 
-        with placement.exact():
+        with runtime.exact():
             _, state = timed(groups, state)
             least, _ = timed(groups, state)
         seconds[f"seconds_per_frame_codec_{size}"] = least / (size * times)
@@ -113,8 +114,8 @@ def make_codes(encoder, wave, length):
 
 @jax.jit
 def make_mel(dit, codes, length, speaker, noise):
-    """Mel of codes: see `flow.sample`."""
-    return flow.sample(dit, codes, length, speaker, noise)
+    """Mel of codes: see `flow_matching.sample`."""
+    return flow_matching.sample(dit, codes, length, speaker, noise)
 
 
 @functools.partial(jax.jit, donate_argnames="state")
@@ -139,7 +140,7 @@ def time_25hz(codec, job: dict) -> dict:
         seconds_encode=lambda: codec.encode(wave, sr=job["wave_rate"]).audio_codes,
     )
     parts = part_calls(codec, codes, wave, codec.condition(vector, mel).voice)
-    with placement.exact():
+    with runtime.exact():
         found = best(calls | parts)
     exact = codec.streaming(lookahead=None)
     return found | dict(
@@ -152,7 +153,7 @@ def part_calls(codec, codes: np.ndarray, wave: np.ndarray, speaker) -> dict:
     """The parts of `encode` and `decode` by the names of their rows."""
     length, samples = np.int32([len(codes)]), np.int32([len(wave)])
     noise, codes = jax.random.key(0)[None], np.int32(codes[None, :, 0])
-    size = speech_tokenizer_25hz.VOCODER_CHUNK
+    size = codec_25hz.VOCODER_CHUNK
     frames = codes.shape[1] * codec.config.dit.repeats
     mel = np.full((1, size, codec.config.dit.mel_bins), MEL_LEVEL, np.float32)
 
@@ -173,7 +174,7 @@ def time_packet(codec, codes: np.ndarray) -> float:
     """Seconds of a stream's packet once sound comes: best of two."""
     part = np.int32(np.resize(codes[:, 0], codec.chunk))[None, :, None]
     count, state, samples = np.int32([codec.chunk]), codec.empty_state(), 0
-    with placement.exact():
+    with runtime.exact():
         while not samples:  # codes that the first packet waits for; compiles too
             _, samples, state = stream_packet(codec.decoder, part, count, state)
             samples = int(samples[0])

@@ -27,7 +27,7 @@ from qwen3tts_jax import model
 
 ROOT = pathlib.Path(__file__).parents[1]
 HELD_OUT = ROOT / "data" / "family" / "held_out"
-RANDOM = ("-m", "qwen3tts_jax.random_checkpoint", "--size", "small")
+RANDOM = ("-m", "qwen3tts_jax.checkpoints.random_weights", "--size", "small")
 DONE = "done"  # folder of a mark for every stage that has come to its end
 
 

@@ -6,7 +6,7 @@ Source: Griffin and Lim, 1984; the accelerated form of Perraudin et al., 2013.
 
 import numpy as np
 
-from qwen3tts_jax import audio
+from qwen3tts_jax.audio import mel as log_mels
 
 BINS, N_FFT, HOP = 80, 1024, 256  # mels, samples, samples, at 24 kHz
 ITERATIONS = 60
@@ -15,7 +15,7 @@ MOMENTUM = 0.99  # Perraudin et al.
 TINY = 1e-8
 
 WINDOW = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)  # Hann
-FILTERS = audio.mel_filterbank(bins=BINS, n_fft=N_FFT).astype(np.float64)
+FILTERS = log_mels.mel_filterbank(bins=BINS, n_fft=N_FFT).astype(np.float64)
 
 
 def reconstruct(wave: np.ndarray, *, seed: int = 0) -> np.ndarray:

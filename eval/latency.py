@@ -44,11 +44,12 @@ import tempfile
 import numpy as np
 
 from eval import packet_speed, speed, speed_job, speed_report
-from qwen3tts_jax import config as configs
-from qwen3tts_jax import hf, prompt
+from qwen3tts_jax.checkpoints import hub
+from qwen3tts_jax.config import tts
+from qwen3tts_jax.generation import prompt
 from qwen3tts_jax.serving import engine
 
-RATES = {"12hz": configs.TOKENIZER_12HZ, "25hz": configs.TOKENIZER_25HZ}
+RATES = {"12hz": tts.TOKENIZER_12HZ, "25hz": tts.TOKENIZER_25HZ}
 NAMES = {"12hz": "12Hz", "25hz": "25Hz"}
 VARIANTS = ("base", "custom_voice")  # that exist at both rates
 EXACT = "exact"
@@ -69,7 +70,7 @@ PLAIN = {  # rows that are medians over all runs -> how they are written
 def sides_of(rate: str, args) -> dict[str, dict]:
     """Name -> what `packet_speed.timeline` is told."""
     if rate == "12hz":
-        packet = round(packet_speed.PACKET_SECONDS * configs.FRAME_RATES[RATES[rate]])
+        packet = round(packet_speed.PACKET_SECONDS * tts.FRAME_RATES[RATES[rate]])
         return {
             "12Hz": dict(schedule=engine.SCHEDULE),
             f"12Hz packets of {packet}": dict(schedule=[packet]),
@@ -87,7 +88,7 @@ def make_job(rate: str, args, path: pathlib.Path) -> dict:
 
     Raises: ValueError for a checkpoint of the other rate, or too little sound.
     """
-    config = configs.Qwen3TTSConfig.from_hf(hf.read_json(path / "config.json"))
+    config = tts.Qwen3TTSConfig.from_hf(hub.read_json(path / "config.json"))
     if config.tokenizer_type != RATES[rate]:
         raise ValueError(
             f"got --model_{rate} {path} of {config.tokenizer_type}, expected one of "

@@ -29,8 +29,10 @@ import time
 import numpy as np
 
 from data import index, layouts, lengths, pipeline, plan, records, stages
-from qwen3tts_jax import audio, prompt, released, text
-from qwen3tts_jax import config as configs
+from qwen3tts_jax.audio import mel as log_mels
+from qwen3tts_jax.config import released, tts
+from qwen3tts_jax.generation import prompt
+from qwen3tts_jax.text import tokenizer as text_tokenizer
 from qwen3tts_jax.training import packing
 
 CODEC = "1" * len(records.NO_CODEC)
@@ -40,7 +42,9 @@ MEL_FRAMES = 281  # 3 s
 WARM_UP = 2  # batches
 
 
-def make_corpus(out: pathlib.Path, tokenizer: text.TextTokenizer, args) -> None:
+def make_corpus(
+    out: pathlib.Path, tokenizer: text_tokenizer.TextTokenizer, args
+) -> None:
     """Shards of random utterances, and their index."""
     rng = np.random.default_rng(0)
     vocabulary = tokenizer.backend.get_vocab()
@@ -67,7 +71,7 @@ def _record(rng, words: list[str], shard: int, row: int, args) -> records.Record
     said = rng.choice(words, max(1, round(args.seconds * IDS_PER_SECOND) - 1))
     mel = x_vector = None
     if args.voice == "mel":
-        mel = rng.normal(size=(MEL_FRAMES, audio.MEL_BINS)).astype(np.float16)
+        mel = rng.normal(size=(MEL_FRAMES, log_mels.MEL_BINS)).astype(np.float16)
     elif args.voice == "x_vector":
         x_vector = rng.normal(size=1024).astype(np.float16)
     return records.Record(
@@ -85,7 +89,7 @@ def _record(rng, words: list[str], shard: int, row: int, args) -> records.Record
 
 
 def make_batches(
-    corpus: pathlib.Path, tokenizer: text.TextTokenizer, args
+    corpus: pathlib.Path, tokenizer: text_tokenizer.TextTokenizer, args
 ) -> pipeline.Batches:
     """The batches of the run."""
     stage = stages.Stage(
@@ -106,7 +110,7 @@ def make_batches(
         voices=pipeline.voices_needed(planned),
         mel_frames=MEL_FRAMES if args.voice == "mel" else 0,
     )
-    config = configs.Qwen3TTSConfig.from_hf(released.tts_config("0.6B", "base"))
+    config = tts.Qwen3TTSConfig.from_hf(released.tts_config("0.6B", "base"))
     return pipeline.Batches(planned, config, tokenizer, shape=shape, steps=10**6)
 
 
@@ -157,8 +161,12 @@ def run(args) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         if not args.text_tokenizer:
-            text.write_tokenizer_files(folder, text.find_qwen_tiktoken())
-        tokenizer = text.TextTokenizer.from_directory(args.text_tokenizer or folder)
+            text_tokenizer.write_tokenizer_files(
+                folder, text_tokenizer.find_qwen_tiktoken()
+            )
+        tokenizer = text_tokenizer.TextTokenizer.from_directory(
+            args.text_tokenizer or folder
+        )
         corpus = folder / "corpus"
         corpus.mkdir()
         make_corpus(corpus, tokenizer, args)

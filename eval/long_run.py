@@ -21,7 +21,8 @@ import jax
 import numpy as np
 
 from eval import codec_speed, our_speed
-from qwen3tts_jax import generate, model, placement, prompt, sampling
+from qwen3tts_jax import model, runtime
+from qwen3tts_jax.generation import generate, prompt, sampling
 from qwen3tts_jax.serving import engine, session
 
 TEXT = "The ship left the harbour at dawn, and nobody on the pier waved it goodbye."
@@ -78,7 +79,7 @@ def frame_seconds(bundle, size: int) -> float:
     key, active = generate.row_key(0), np.ones(1, bool)
     text, limit = np.zeros((1, TIMED_FRAMES), np.int32), np.int32([10**6])
     count, times = np.int32(TIMED_FRAMES), []
-    with placement.exact():
+    with runtime.exact():
         state = generate.read_prompt(lm, config, item, choices, key, size=size)
         for _ in range(4):
             start = time.perf_counter()
@@ -94,7 +95,7 @@ def codec_seconds(bundle, codes: np.ndarray) -> float:
     state = tokenizer.state_after(codes)
     step = jax.jit(lambda decoder, codes, state: decoder.step(codes, state))
     chunk = codes[None, :CODEC_FRAMES]
-    with placement.exact():
+    with runtime.exact():
         times = [
             codec_speed.timed(step, tokenizer.decoder, chunk, state)[0]
             for _ in range(CODEC_TURNS + 1)

@@ -5,7 +5,7 @@ import io
 import av
 import numpy as np
 
-from qwen3tts_jax import audio
+from qwen3tts_jax.audio import io as audio_io
 
 BIT_RATE = 6000  # bits a second: the lowest that RFC 6716, section 2.1.1, offers
 # Constant rate, so that the rate is what it says; tuned for speech; frames of 20 ms.
@@ -27,11 +27,11 @@ def reconstruct(wave: np.ndarray, bit_rate: int = BIT_RATE) -> tuple[np.ndarray,
 def _encode(wave: np.ndarray, file: io.BytesIO, bit_rate: int) -> int:
     samples = np.clip(np.round(wave * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
     frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
-    frame.sample_rate = audio.SAMPLE_RATE
+    frame.sample_rate = audio_io.SAMPLE_RATE
     bits = 0
     with av.open(file, "w", format="ogg") as out:
         stream = out.add_stream(
-            "libopus", rate=audio.SAMPLE_RATE, layout="mono", options=OPTIONS
+            "libopus", rate=audio_io.SAMPLE_RATE, layout="mono", options=OPTIONS
         )
         stream.bit_rate = bit_rate
         for packet in (*stream.encode(frame), *stream.encode(None)):
@@ -43,7 +43,7 @@ def _encode(wave: np.ndarray, file: io.BytesIO, bit_rate: int) -> int:
 def _decode(file: io.BytesIO) -> np.ndarray:
     """The decoder gives 48 kHz; the encoder's delay is cut off by the container."""
     with av.open(file) as stream:
-        resampler = av.AudioResampler("flt", "mono", audio.SAMPLE_RATE)
+        resampler = av.AudioResampler("flt", "mono", audio_io.SAMPLE_RATE)
         frames = [
             part.to_ndarray()[0]
             for frame in (*stream.decode(audio=0), None)

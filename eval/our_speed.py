@@ -18,7 +18,8 @@ import numpy as np
 from flax import struct
 
 from eval import codec_speed, packet_speed, stream_speed, weight_agreement
-from qwen3tts_jax import generate, model, placement, sampling
+from qwen3tts_jax import model, runtime
+from qwen3tts_jax.generation import generate, sampling
 
 FEW_FRAMES = 2  # the short run, whose time is taken off the long one's
 READ_BYTES = dict(cpu=2**30, other=2**32)  # much more than any cache holds
@@ -56,7 +57,7 @@ def frame_maker(bundle: model.Qwen3TTSModel, job: dict):
         # N tokens make at most N - 1 frames, as officially
         user = dict(job["options"], max_new_tokens=count + 1)
         options = sampling.Options.merge(user, bundle.generate_defaults)
-        with placement.exact():
+        with runtime.exact():
             [made] = generate.generate(
                 lm, bundle.config, [utterance.prompt], options, seed=0, guard=False
             )
@@ -104,7 +105,7 @@ def predict_frames(lm: generate.LanguageModel, params: sampling.Sampling, frames
 def time_predictor(lm: generate.LanguageModel, options: dict, frames: int) -> float:
     """Seconds per frame that the code predictor takes alone."""
     params = sampling.Options.merge(options, {}).sampling()
-    with placement.exact():
+    with runtime.exact():
         predict_frames(lm, params, 1).block_until_ready()
         return codec_speed.timed(predict_frames, lm, params, frames)[0] / frames
 
@@ -134,7 +135,7 @@ def read_rate() -> float:
     matrix = jnp.ones((size // 4 // 4096, 4096), jnp.float32)
     vector = jnp.ones(len(matrix))
     product = jax.jit(lambda x, y: x @ y)
-    with placement.exact():
+    with runtime.exact():
         product(vector, matrix).block_until_ready()
         return size / min(
             codec_speed.timed(product, vector, matrix)[0] for _ in range(5)

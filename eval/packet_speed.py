@@ -15,7 +15,7 @@ import numpy as np
 from flax import struct
 
 from eval import codec_speed, stream_speed
-from qwen3tts_jax import model, placement
+from qwen3tts_jax import model, runtime
 
 PACKET_SECONDS = 0.32
 PACKETS = 5  # after the first; of the last one nothing is taken: it ends the stream
@@ -128,7 +128,7 @@ def codec_times(bundle, job: dict) -> dict:
     firsts, later = [], []
     for _ in range(REPEATS + 1):
         state, seconds, sound = codec.empty_state(rows), [], 0
-        with placement.exact():
+        with runtime.exact():
             while sound < PACKETS:
                 start = time.perf_counter()
                 wave, samples, state = codec_speed.stream_packet(

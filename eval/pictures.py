@@ -5,9 +5,10 @@ import pathlib
 import numpy as np
 from matplotlib import figure
 
-from qwen3tts_jax import audio
+from qwen3tts_jax.audio import io as audio_io
+from qwen3tts_jax.audio import mel as log_mels
 
-LOW, HIGH = np.log(audio.MEL_FLOOR), 2.0  # of the colours, natural log of the mel
+LOW, HIGH = np.log(log_mels.MEL_FLOOR), 2.0  # of the colours, natural log of the mel
 
 
 def spectrograms(
@@ -17,8 +18,8 @@ def spectrograms(
     picture = figure.Figure(figsize=(10, 2.2 * len(waves)), layout="constrained")
     axes = picture.subplots(len(waves), 1, sharex=True, squeeze=False)[:, 0]
     for axis, (name, wave) in zip(axes, waves.items()):
-        mel = np.asarray(audio.log_mel(wave[None], np.int32([len(wave)])))[0]
-        seconds = len(mel) * audio.HOP / audio.SAMPLE_RATE
+        mel = np.asarray(log_mels.log_mel(wave[None], np.int32([len(wave)])))[0]
+        seconds = len(mel) * log_mels.HOP / audio_io.SAMPLE_RATE
         axis.imshow(
             mel.T,
             origin="lower",
@@ -26,7 +27,7 @@ def spectrograms(
             vmin=LOW,
             vmax=HIGH,
             cmap="magma",
-            extent=(0, seconds, 0, audio.MEL_BINS),
+            extent=(0, seconds, 0, log_mels.MEL_BINS),
         )
         axis.set_ylabel("mel")
         axis.set_title(name, fontsize="small")

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 
-from qwen3tts_jax.training import log
+from qwen3tts_jax.training import metrics_writer
 
 ROOT = pathlib.Path(__file__).parents[1]
 CLIPS = ROOT / "tests" / "recordings" / "clips"
@@ -67,7 +67,9 @@ class Run:
             command += [f"--config.optimizer.{k}={v}" for k, v in SHORT.items()]
             command += ["--config.log_every=4"]
         self(name, *command)
-        lines = [line for line in log.read(self.out / name) if "loss" in line]
+        lines = [
+            line for line in metrics_writer.read(self.out / name) if "loss" in line
+        ]
         first, last = (line["loss"] for line in (lines[0], lines[-1]))
         self.losses[name] = first, last
         print(f"  loss {first:.3f} -> {last:.3f}", flush=True)
@@ -86,7 +88,14 @@ def recordings(args, languages: str) -> list:
 def train_all(run: Run, args) -> None:
     """The whole road."""
     source, base, voice = (run.out / name for name in ("random", "base", "voice"))
-    make = ["-m", "qwen3tts_jax.random_checkpoint", "--size", "tiny", "--out", source]
+    make = [
+        "-m",
+        "qwen3tts_jax.checkpoints.random_weights",
+        "--size",
+        "tiny",
+        "--out",
+        source,
+    ]
     run("random codec", *make)
     corpus = run.corpus("corpus", recordings(args, ALL), source)
     before = []

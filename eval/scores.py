@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from qwen3tts_jax import audio, metrics
+from qwen3tts_jax import metrics
+from qwen3tts_jax.audio import io as audio_io
 
 JUDGE_RATE = 16_000  # Hz
 RECORDINGS = "recordings"  # the system that is the ceiling
@@ -53,11 +54,11 @@ class Score:
 
 def judge(panel, item: Item, system: str, wave: np.ndarray, **values) -> Score:
     """Words and quality of float32 [W] at 24 kHz; values: figures known already."""
-    low = audio.resample(wave, audio.SAMPLE_RATE, JUDGE_RATE)
+    low = audio_io.resample(wave, audio_io.SAMPLE_RATE, JUDGE_RATE)
     heard = panel.hear(low, item.language)
     both = (panel.plain(text, item.language) for text in (item.text, heard))
     said, understood = both
-    seconds = dict(seconds=len(wave) / audio.SAMPLE_RATE)
+    seconds = dict(seconds=len(wave) / audio_io.SAMPLE_RATE)
     return Score(
         item=item,
         system=system,
@@ -73,7 +74,10 @@ def compare(panel, recording: np.ndarray, wave: np.ndarray) -> dict[str, float]:
 
     Returns: mel, cosine, and pesq and stoi where they can be measured.
     """
-    low = [audio.resample(w, audio.SAMPLE_RATE, JUDGE_RATE) for w in (recording, wave)]
+    low = [
+        audio_io.resample(w, audio_io.SAMPLE_RATE, JUDGE_RATE)
+        for w in (recording, wave)
+    ]
     found = dict(
         stoi=panel.stoi(*low),
         pesq=panel.pesq(*low),

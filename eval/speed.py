@@ -83,7 +83,8 @@ import tempfile
 import time
 
 from eval import our_speed, speed_job, speed_report
-from qwen3tts_jax import random_checkpoint, released
+from qwen3tts_jax.checkpoints import random_weights
+from qwen3tts_jax.config import released
 from qwen3tts_jax.serving import engine
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -105,7 +106,7 @@ INSTALL = {
 }
 PYTHONS = dict(official="QWEN_TTS_PYTHON", faster="FASTER_QWEN3_TTS_PYTHON")
 DTYPES = ("float32", "bfloat16")
-SIZES = (*released.SIZES, random_checkpoint.TINY)
+SIZES = (*released.SIZES, random_weights.TINY)
 KEEP_EVERY_PROGRAM = dict(
     JAX_ENABLE_COMPILATION_CACHE="true",
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
@@ -327,7 +328,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", help="checkpoint directory or hub id; default: random weights")
     add("--size", choices=SIZES, default="0.6B", help="of random weights")
-    variants = random_checkpoint.VARIANTS
+    variants = random_weights.VARIANTS
     add("--variant", choices=variants, default="custom_voice", help="of those")
     add("--dtype", choices=DTYPES, default="float32", help="of all sides")
     add("--weights", choices=("int8", "float8"), help="also measure ours with these")

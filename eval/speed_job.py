@@ -4,10 +4,12 @@ import pathlib
 import subprocess
 import sys
 
-from qwen3tts_jax import config as configs
-from qwen3tts_jax import config_25hz, hf, model, speech_tokenizer_25hz
+from qwen3tts_jax import model
+from qwen3tts_jax.checkpoints import hub
+from qwen3tts_jax.codecs import codec_25hz
+from qwen3tts_jax.config import tokenizer_12hz, tokenizer_25hz, tts
+from qwen3tts_jax.models.tokenizer_25hz import flow_matching
 from qwen3tts_jax.serving import engine
-from qwen3tts_jax.tokenizer_25hz import flow
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 REFERENCE = "tests/recordings/allison_en.flac"  # for Base
@@ -21,9 +23,9 @@ def checkpoint(chosen: str | None, size: str, variant: str, path: pathlib.Path):
     chosen: directory or hub id; None: random weights, written to `path`.
     """
     if chosen:
-        path = hf.resolve(chosen).resolve()
+        path = hub.resolve(chosen).resolve()
     else:  # another process: a child's peak memory starts from its parent's
-        command = [sys.executable, "-m", "qwen3tts_jax.random_checkpoint"]
+        command = [sys.executable, "-m", "qwen3tts_jax.checkpoints.random_weights"]
         command += ["--size", size, "--variant", variant, "--out", str(path)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
@@ -37,7 +39,7 @@ def checkpoint(chosen: str | None, size: str, variant: str, path: pathlib.Path):
 
 def make_job(args, path: pathlib.Path) -> dict:
     """What all sides are told to do."""
-    config = configs.Qwen3TTSConfig.from_hf(hf.read_json(path / "config.json"))
+    config = tts.Qwen3TTSConfig.from_hf(hub.read_json(path / "config.json"))
     return dict(
         model=str(path),
         size=config.size,
@@ -56,7 +58,7 @@ def make_job(args, path: pathlib.Path) -> dict:
     )
 
 
-def request_of(config: configs.Qwen3TTSConfig, text: str, language: str) -> dict:
+def request_of(config: tts.Qwen3TTSConfig, text: str, language: str) -> dict:
     """What the checkpoint is asked to say."""
     own = dict(
         base=dict(ref_audio=REFERENCE, x_vector_only_mode=True),
@@ -68,16 +70,16 @@ def request_of(config: configs.Qwen3TTSConfig, text: str, language: str) -> dict
 
 def codec_values(path: pathlib.Path) -> dict:
     """The speech tokenizer's config.json."""
-    return hf.read_json(path / model.SPEECH_TOKENIZER / "config.json")
+    return hub.read_json(path / model.SPEECH_TOKENIZER / "config.json")
 
 
 def codec_job(seconds: float, path: pathlib.Path, config) -> dict:
     """What the codec is to do."""
     if config.single_codebook:
-        codec = config_25hz.Tokenizer25HzConfig.from_hf(codec_values(path))
+        codec = tokenizer_25hz.Tokenizer25HzConfig.from_hf(codec_values(path))
         size, quantizers = codec.dit.codes, 1
     else:
-        codec = configs.Tokenizer12HzConfig.from_hf(codec_values(path))
+        codec = tokenizer_12hz.Tokenizer12HzConfig.from_hf(codec_values(path))
         size, quantizers = codec.decoder.codebook_size, codec.quantizers
     return dict(
         codebook=size,
@@ -96,9 +98,9 @@ def stream_job(args, path: pathlib.Path, config) -> dict:
     """
     frames = args.stream_frames or round(STREAM_SECONDS * config.frame_rate)
     if config.single_codebook:
-        codec = config_25hz.Tokenizer25HzConfig.from_hf(codec_values(path))
-        usual = [flow.window_codes(codec.dit, 0)]
-        first = flow.window_codes(codec.dit, speech_tokenizer_25hz.LOOKAHEAD)
+        codec = tokenizer_25hz.Tokenizer25HzConfig.from_hf(codec_values(path))
+        usual = [flow_matching.window_codes(codec.dit, 0)]
+        first = flow_matching.window_codes(codec.dit, codec_25hz.LOOKAHEAD)
     else:
         usual, first = [*engine.SCHEDULE], (args.schedule or engine.SCHEDULE)[0]
     schedule = args.schedule or usual

@@ -14,7 +14,9 @@ import time
 import jax
 import numpy as np
 
-from qwen3tts_jax import audio, generate, model
+from qwen3tts_jax import model
+from qwen3tts_jax.audio import io as audio_io
+from qwen3tts_jax.generation import generate
 from qwen3tts_jax.serving import engine as engines
 from qwen3tts_jax.serving import session as sessions
 
@@ -238,7 +240,7 @@ def dnsmos(wave: np.ndarray, rate: int) -> dict | str:
         return NO_DNSMOS
     from speechmos import dnsmos as scorer  # here: it is optional
 
-    wave = np.clip(audio.resample(wave, rate, DNSMOS_RATE), -1, 1)
+    wave = np.clip(audio_io.resample(wave, rate, DNSMOS_RATE), -1, 1)
     scores = scorer.run(wave, DNSMOS_RATE)
     return dict(ovrl=float(scores["ovrl_mos"]), p808=float(scores["p808_mos"]))
 

@@ -16,18 +16,17 @@ import jax
 import numpy as np
 
 from configs import build, pretrain
-from qwen3tts_jax import config as configs
 from qwen3tts_jax import sharding
+from qwen3tts_jax.config import tts
 from qwen3tts_jax.training import packing
-from qwen3tts_jax.training import parts as model_parts
-from qwen3tts_jax.training import state as states
+from qwen3tts_jax.training.lm import params, train_step
 
 FRAMES, TEXT = 125, 40  # of an utterance of 10 s
 ROLE = [151644, 77091, 198]  # <|im_start|> assistant \n
 WARM = 2  # steps that are not timed
 
 
-def rows(model: configs.Qwen3TTSConfig, length: int, count: int) -> dict:
+def rows(model: tts.Qwen3TTSConfig, length: int, count: int) -> dict:
     """Rows filled with random utterances, half of them streaming, each with a mel."""
     rng = np.random.default_rng(0)
     shape = packing.Shape(
@@ -63,9 +62,9 @@ def measure(size: str, fraction: float, args) -> dict:
     config.length = args.length or config.length
     mesh = sharding.make_mesh(**build.mesh_shape(config, jax.device_count()))
     recipe = build.recipe(config, mesh)
-    parts = model_parts.init(recipe.config, jax.random.key(0), mesh)
+    parts = params.init(recipe.config, jax.random.key(0), mesh)
     init = jax.jit(recipe.init, out_shardings=recipe.shardings(), donate_argnums=0)
-    state = init(states.flatten(parts), jax.random.key(1))
+    state = init(train_step.flatten(parts), jax.random.key(1))
     batch = rows(recipe.config, config.length, config.rows)
     batch = jax.device_put(batch, recipe.batch_shardings(batch))
     step, meter = recipe.compiled(), build.meter(recipe)

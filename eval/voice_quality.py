@@ -8,7 +8,8 @@ import numpy as np
 
 from data import sources
 from eval import scores, sets, voices
-from qwen3tts_jax import audio, metrics, model
+from qwen3tts_jax import metrics, model
+from qwen3tts_jax.audio import io as audio_io
 from qwen3tts_jax.serving import session
 
 SAMPLING, GREEDY = "sampling", "greedy"
@@ -109,7 +110,7 @@ def _voice(bundle, text: sets.Text, speaker: str, people, cast) -> model.Voice:
         return bundle.voice(language=language, speaker=cast[speaker])
     reference = text.reference or people.recording(speaker)
     # read here: of a path the library would take an address, too
-    recording = audio.read(reference)
+    recording = audio_io.read(reference)
     return bundle.voice(language=language, ref_audio=recording, x_vector_only_mode=True)
 
 
@@ -147,7 +148,7 @@ def judge(
 
     def one(said: Spoken) -> scores.Score:
         item, wave = said.job.item, said.speech.wave
-        low = audio.resample(wave, audio.SAMPLE_RATE, scores.JUDGE_RATE)
+        low = audio_io.resample(wave, audio_io.SAMPLE_RATE, scores.JUDGE_RATE)
         values = dict(
             cosine=people.likeness(panel.speaker(low), item.speaker),
             failed=float(said.speech.stop_reason != FINISHED),
@@ -167,7 +168,7 @@ def recordings(panel, clips: list[sets.Clip], *, workers: int = 1):
 
     def one(clip: sets.Clip) -> scores.Score:
         item = scores.Item(clip.id, clip.text, clip.language, clip.source, clip.speaker)
-        return scores.judge(panel, item, scores.RECORDINGS, audio.load(clip.audio))
+        return scores.judge(panel, item, scores.RECORDINGS, audio_io.load(clip.audio))
 
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         return list(pool.map(one, clips))
@@ -177,7 +178,7 @@ def real_time_factor(spoken: list[Spoken]) -> float:
     """Of all batches, with the compiling that their sizes needed."""
     seconds = sum(one.seconds for one in spoken)
     samples = sum(len(one.speech.wave) for one in spoken)
-    return metrics.real_time_factor(seconds, samples, audio.SAMPLE_RATE)
+    return metrics.real_time_factor(seconds, samples, audio_io.SAMPLE_RATE)
 
 
 def stop_reasons(spoken: list[Spoken]) -> dict[str, int]:

@@ -6,7 +6,8 @@ import re
 import numpy as np
 
 from eval import scores, sets
-from qwen3tts_jax import audio, metrics
+from qwen3tts_jax import metrics
+from qwen3tts_jax.audio import io as audio_io
 
 PER_VOICE = 20  # clips that stand for a voice
 REFERENCE_SECONDS = 15.0  # longest recording that is cloned
@@ -102,10 +103,10 @@ class Voices:
 
 
 def _listen(clip: sets.Clip, panel) -> Take:
-    wave = audio.load(clip.audio)
-    low = audio.resample(wave, audio.SAMPLE_RATE, scores.JUDGE_RATE)
+    wave = audio_io.load(clip.audio)
+    low = audio_io.resample(wave, audio_io.SAMPLE_RATE, scores.JUDGE_RATE)
     seconds = metrics.speech_seconds(wave)
-    return Take(clip, panel.speaker(low), seconds, len(wave) / audio.SAMPLE_RATE)
+    return Take(clip, panel.speaker(low), seconds, len(wave) / audio_io.SAMPLE_RATE)
 
 
 def as_exported(name: str) -> str:

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from qwen3tts_jax import generate, placement, prompt, sampling
+from qwen3tts_jax import runtime
+from qwen3tts_jax.generation import generate, prompt, sampling
 from qwen3tts_jax.nn import attention, quantized
 
 
@@ -76,7 +77,7 @@ def compare(config, item: prompt.Prompt, make, exact, cheap, frames: int) -> dic
     codes, own = make(frames, exact), make(frames, cheap)
     batch = prompt.collate(config, [item], length=len(item.text), trailing=frames)
     batch = dataclasses.asdict(batch)
-    with placement.exact():
+    with runtime.exact():
         pairs = zip(
             *(scores(with_float_heads(lm), batch, codes) for lm in (exact, cheap))
         )

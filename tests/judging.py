@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from eval import run, scores, sets
-from qwen3tts_jax import audio
+from qwen3tts_jax.audio import io as audio_io
 
 CLIPS = pathlib.Path(__file__).parent / "recordings" / "clips"
 PICKED = (
@@ -26,8 +26,8 @@ class Panel:
     def __init__(self, clips: list[sets.Clip]):
         self._texts, self.heard = {}, []
         for clip in clips:
-            wave = audio.load(clip.audio)
-            low = audio.resample(wave, audio.SAMPLE_RATE, scores.JUDGE_RATE)
+            wave = audio_io.load(clip.audio)
+            low = audio_io.resample(wave, audio_io.SAMPLE_RATE, scores.JUDGE_RATE)
             self._texts[len(low)] = (clip.text, low)
 
     def hear(self, wave, language):

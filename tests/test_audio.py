@@ -1,4 +1,4 @@
-"""audio.py: every way in, every refusal, the WAV that comes out, the log-mel.
+"""audio/io.py: every way in, every refusal, the WAV that comes out, the log-mel.
 
 golden/log_mel.npz holds a fixed 0.3 s signal (a glide, a 140 Hz buzz and noise, as
 16-bit PCM at 24 kHz), its log-mel by `mel_spectrogram` of qwen_tts 0.1.1 on the CPU
@@ -22,7 +22,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from qwen3tts_jax import audio, fetch
+from qwen3tts_jax.audio import download
+from qwen3tts_jax.audio import io as audio_io
+from qwen3tts_jax.audio import mel as log_mels
 
 HERE = pathlib.Path(__file__).parent
 PCM_STEP = 1 / 2**15
@@ -58,21 +60,21 @@ def test_reads_file_formats(tmp_path, wave, ending):
     path = tmp_path / f"wave.{ending}"
     soundfile.write(path, wave, 24_000)
     for source in (path, str(path)):
-        result, rate = audio.read(source)
+        result, rate = audio_io.read(source)
         assert result.dtype == np.float32 and result.shape == wave.shape
         assert rate == 24_000 and type(rate) is int
         assert np.corrcoef(result, wave)[0, 1] > 0.99
 
 
 def test_averages_channels_of_a_file_longer_than_a_block(tmp_path):
-    samples = 2 * audio.BLOCK_SAMPLES + 5
+    samples = 2 * audio_io.BLOCK_SAMPLES + 5
     left = np.linspace(-0.5, 0.5, samples, dtype=np.float32)
     path = tmp_path / "stereo.wav"
     soundfile.write(path, np.stack([left, np.full_like(left, 0.25)], 1), 8000, "FLOAT")
-    result, rate = audio.read(path)
+    result, rate = audio_io.read(path)
     np.testing.assert_allclose(result, left / 2 + 0.125, atol=1e-7)
     assert rate == 8000
-    assert audio.load(path).shape == (3 * samples,)
+    assert audio_io.load(path).shape == (3 * samples,)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,7 @@ def test_averages_channels_of_a_file_longer_than_a_block(tmp_path):
     ],
 )
 def test_reads_arrays(samples, expected):
-    result, rate = audio.read((samples, 16_000.0))
+    result, rate = audio_io.read((samples, 16_000.0))
     np.testing.assert_array_equal(result, np.array(expected, np.float32))
     assert result.dtype == np.float32 and type(rate) is int and rate == 16_000
 
@@ -97,7 +99,7 @@ def test_reads_arrays(samples, expected):
 def refused(source, *words, error=ValueError, **options):
     """The refusal names each of `words`, what was expected, and a way out."""
     with pytest.raises(error) as caught:
-        audio.read(source, **options)
+        audio_io.read(source, **options)
     for word in ("got ", "expected ", "; ", *words):
         assert word in str(caught.value)
 
@@ -108,7 +110,7 @@ def refused(source, *words, error=ValueError, **options):
 def test_refuses_rates(rate):
     refused((np.ones(9, np.float32), rate), "sample rate", repr(rate))
     with pytest.raises(ValueError, match="sample rate"):
-        audio.resample(np.ones(9, np.float32), 8000, rate)
+        audio_io.resample(np.ones(9, np.float32), 8000, rate)
 
 
 def test_refuses_shapes_and_types():
@@ -139,10 +141,10 @@ def test_refuses_empty_and_nonfinite(tmp_path, wave):
 
 def test_refuses_what_is_too_long(tmp_path, wave):
     second = (np.zeros(10, np.float32), 10)
-    assert audio.read(second, max_seconds=1)[0].shape == (10,)
+    assert audio_io.read(second, max_seconds=1)[0].shape == (10,)
     refused(second, "1.0 s", "at most 0.9 s", max_seconds=0.9)
     refused((np.zeros(3201, np.float32), 10), "320.1 s", "at most 320 s")
-    assert audio.read((np.zeros(3201), 10), max_seconds=math.inf)[0].shape == (3201,)
+    assert audio_io.read((np.zeros(3201), 10), max_seconds=math.inf)[0].shape == (3201,)
     text = base64.b64encode(as_bytes(tmp_path, wave)).decode()
     refused(text, "0.1 s", max_seconds=0.05)
 
@@ -187,7 +189,7 @@ def test_reads_base64(tmp_path):
     escaped = text.replace("/", "%2F")
     uris = [f"data:audio/wav;base64,{body}" for body in (text, wrapped, escaped)]
     for source in (text, wrapped, *uris):
-        result, rate = audio.read(source)
+        result, rate = audio_io.read(source)
         np.testing.assert_array_equal(result, np.full(600, -PCM_STEP, np.float32))
         assert rate == 24_000
 
@@ -208,7 +210,7 @@ def test_an_existing_file_wins_over_base64(tmp_path, wave, monkeypatch):
     name = "A" * 128 + "/" + "B" * 131  # 260 characters, valid base64
     os.mkdir("A" * 128)
     soundfile.write(name, wave, 24_000, format="WAV")
-    assert audio.read(name)[0].shape == wave.shape
+    assert audio_io.read(name)[0].shape == wave.shape
 
 
 # Ways in: http.
@@ -282,22 +284,22 @@ def site(tmp_path, wave, monkeypatch):
 @pytest.mark.parametrize("page", ["ok", "unsized", "redirect?/ok", "redirect?ok"])
 def test_reads_addresses(site, wave, page):
     for url in (site + page, site.replace("http", "HTTP") + page):
-        result, rate = audio.read(url)
+        result, rate = audio_io.read(url)
         np.testing.assert_allclose(result, wave, atol=PCM_STEP)
         assert rate == 24_000
 
 
 def test_refuses_big_answers(site, monkeypatch):
-    monkeypatch.setattr(fetch, "URL_MAX_BYTES", len(Handler.body))
-    assert audio.read(site + "unsized")
-    monkeypatch.setattr(fetch, "URL_MAX_BYTES", len(Handler.body) - 1)
+    monkeypatch.setattr(download, "URL_MAX_BYTES", len(Handler.body))
+    assert audio_io.read(site + "unsized")
+    monkeypatch.setattr(download, "URL_MAX_BYTES", len(Handler.body) - 1)
     for page in ("ok", "unsized"):
         refused(site + page, "(more than 0.004843 MB)")
 
 
 @pytest.mark.parametrize("page", ["drip", "drip_headers"])
 def test_refuses_slow_answers(site, monkeypatch, page):
-    monkeypatch.setattr(fetch, "URL_SECONDS", 0.3)  # six drips, each in good time
+    monkeypatch.setattr(download, "URL_SECONDS", 0.3)  # six drips, each in good time
     start = time.monotonic()
     refused(site + page, "(out of time)", "within 0.3 s")
     assert time.monotonic() - start < 2
@@ -346,7 +348,7 @@ def test_refuses_bad_addresses(url, monkeypatch):
 
 def test_resample_equals_librosa(golden):
     wave = golden["pcm_16k"].astype(np.float32) / 2**15
-    result = audio.resample(wave, 16_000, 24_000)
+    result = audio_io.resample(wave, 16_000, 24_000)
     # The same library with the same setting; another build may round otherwise.
     np.testing.assert_allclose(result, golden["resampled"], atol=1e-6)
 
@@ -354,31 +356,33 @@ def test_resample_equals_librosa(golden):
 @pytest.mark.parametrize("rate", [7, 8000, 11_025, 44_100, 48_000, 10**9])
 @pytest.mark.parametrize("samples", [1, 2, 147, 1000])
 def test_resample_length_is_exact(rate, samples):
-    result = audio.resample(np.ones(samples, np.float32), rate, 24_000)
+    result = audio_io.resample(np.ones(samples, np.float32), rate, 24_000)
     assert result.shape == (math.ceil(samples * 24_000 / rate - 1e-9),)
     assert result.dtype == np.float32
 
 
 def test_load_resamples_to_the_rate_asked_for():
     tone = np.sin(2 * np.pi * 440 * np.arange(8000) / 8000)
-    for rate in (16_000, audio.SAMPLE_RATE):
-        result = audio.load((tone, 8000), rate=rate)
+    for rate in (16_000, audio_io.SAMPLE_RATE):
+        result = audio_io.load((tone, 8000), rate=rate)
         expected = np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
         np.testing.assert_allclose(result[999:-999], expected[999:-999], atol=1e-3)
-    np.testing.assert_array_equal(audio.load((tone, 24_000)), tone.astype(np.float32))
+    np.testing.assert_array_equal(
+        audio_io.load((tone, 24_000)), tone.astype(np.float32)
+    )
 
 
 def test_resample_refuses_other_waves():
     for wave in (np.ones((9, 2)), np.ones(9, np.int16)):
         with pytest.raises(ValueError, match=r"expected float \[W\]; "):
-            audio.resample(wave, 8000, 24_000)
+            audio_io.resample(wave, 8000, 24_000)
 
 
 def test_recording_is_as_its_readme_says():
-    wave, rate = audio.read(HERE / "recordings" / "allison_en.flac")
+    wave, rate = audio_io.read(HERE / "recordings" / "allison_en.flac")
     assert rate == 16_000 and wave.shape == (85_792,)
     assert 0.5 < np.abs(wave).max() < 1
-    assert audio.load(HERE / "recordings" / "allison_en.flac").shape == (128_688,)
+    assert audio_io.load(HERE / "recordings" / "allison_en.flac").shape == (128_688,)
 
 
 # Writing.
@@ -387,17 +391,17 @@ def test_recording_is_as_its_readme_says():
 def test_writes_what_it_reads(tmp_path, wave):
     path = tmp_path / "out.wav"
     path.write_bytes(b"old")
-    audio.write_wav(path, jnp.asarray(wave))
-    result, rate = audio.read(path)
-    assert rate == audio.SAMPLE_RATE and soundfile.info(path).subtype == "PCM_16"
+    audio_io.write_wav(path, jnp.asarray(wave))
+    result, rate = audio_io.read(path)
+    assert rate == audio_io.SAMPLE_RATE and soundfile.info(path).subtype == "PCM_16"
     np.testing.assert_allclose(result, wave, atol=PCM_STEP)
-    audio.write_wav(str(path), 4 * wave, 16_000, subtype="FLOAT")
-    result, rate = audio.read(path)
+    audio_io.write_wav(str(path), 4 * wave, 16_000, subtype="FLOAT")
+    result, rate = audio_io.read(path)
     assert rate == 16_000
     np.testing.assert_array_equal(result, 4 * wave)
-    audio.write_wav(path, 4 * wave)
+    audio_io.write_wav(path, 4 * wave)
     clipped = np.clip(4 * wave, -1, 1)  # not wrapped around
-    np.testing.assert_allclose(audio.read(path)[0], clipped, atol=PCM_STEP)
+    np.testing.assert_allclose(audio_io.read(path)[0], clipped, atol=PCM_STEP)
     plain = tmp_path / "plain"
     plain.touch()
     assert path.stat().st_mode == plain.stat().st_mode
@@ -416,7 +420,7 @@ def test_failed_writing_leaves_the_old_file(tmp_path, wave, monkeypatch, failing
 
     monkeypatch.setattr(failing, fail)
     with pytest.raises(OSError, match="disk full"):
-        audio.write_wav(path, wave)
+        audio_io.write_wav(path, wave)
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["out.wav"]
 
@@ -424,21 +428,21 @@ def test_failed_writing_leaves_the_old_file(tmp_path, wave, monkeypatch, failing
 def test_write_refusals(tmp_path, wave):
     path = tmp_path / "out.wav"
     with pytest.raises(FileNotFoundError, match="expected a folder .*none'; create"):
-        audio.write_wav(tmp_path / "none" / "out.wav", wave)
+        audio_io.write_wav(tmp_path / "none" / "out.wav", wave)
     with pytest.raises(ValueError, match="got the folder"):
-        audio.write_wav(tmp_path, wave)
+        audio_io.write_wav(tmp_path, wave)
     with pytest.raises(ValueError, match="got subtype 'MP3', expected .*PCM_16"):
-        audio.write_wav(path, wave, subtype="MP3")
+        audio_io.write_wav(path, wave, subtype="MP3")
     with pytest.raises(ValueError, match="sample rate of 0"):
-        audio.write_wav(path, wave, 0)
+        audio_io.write_wav(path, wave, 0)
     for bad in (wave[None], wave.astype(np.int16), wave.astype(np.complex64)):
         with pytest.raises(ValueError, match=r"expected float \[W\]"):
-            audio.write_wav(path, bad)
+            audio_io.write_wav(path, bad)
     with pytest.raises(ValueError, match="0 samples"):
-        audio.write_wav(path, wave[:0])
+        audio_io.write_wav(path, wave[:0])
     wave[5] = np.nan
     with pytest.raises(ValueError, match="nan at sample 5"):
-        audio.write_wav(path, wave)
+        audio_io.write_wav(path, wave)
     assert not list(tmp_path.iterdir())
 
 
@@ -446,7 +450,7 @@ def test_write_refusals(tmp_path, wave):
 
 
 def test_mel_filterbank_equals_librosa(golden):
-    bank = audio.mel_filterbank()
+    bank = log_mels.mel_filterbank()
     assert bank.shape == (128, 513) and bank.dtype == np.float32
     np.testing.assert_allclose(bank.sum(1), golden["filter_sum"], atol=1e-7)
     np.testing.assert_allclose(bank.max(1), golden["filter_peak"], atol=1e-8)
@@ -456,7 +460,7 @@ def test_mel_filterbank_equals_librosa(golden):
 
 def test_log_mel_equals_official(golden):
     wave = golden["pcm_24k"].astype(np.float32) / 2**15
-    result = jax.jit(audio.log_mel)(wave[None], np.array([len(wave)]))
+    result = jax.jit(log_mels.log_mel)(wave[None], np.array([len(wave)]))
     assert result.shape == (1, 28, 128) and result.dtype == jnp.float32
     # Two float32 Fourier transforms differ by about 1e-5 of the spread.
     error = np.abs(result[0] - golden["log_mel"]).max() / golden["log_mel"].std()
@@ -465,14 +469,14 @@ def test_log_mel_equals_official(golden):
 
 def test_log_mel_of_padded_rows_is_that_of_each_alone(golden):
     wave = golden["pcm_24k"].astype(np.float32) / 2**15
-    lengths = [audio.MIN_REFERENCE_SAMPLES, 5001, 0, len(wave)]
+    lengths = [log_mels.MIN_REFERENCE_SAMPLES, 5001, 0, len(wave)]
     rows = np.full((len(lengths), len(wave) + 300), np.nan, np.float32)
     for row, length in zip(rows, lengths, strict=True):
         row[:length] = wave[:length]
-    log_mel = jax.jit(audio.log_mel)
+    log_mel = jax.jit(log_mels.log_mel)
     batch = log_mel(rows, np.array(lengths))
     for mel, length in zip(batch, lengths, strict=True):
-        frames = length // audio.HOP
+        frames = length // log_mels.HOP
         alone = log_mel(wave[None, :length], np.array([length]))[0]
         assert alone.shape == (frames, 128)
         np.testing.assert_allclose(mel[:frames], alone, atol=1e-5)
@@ -482,7 +486,7 @@ def test_log_mel_of_padded_rows_is_that_of_each_alone(golden):
 def test_log_mel_gradient_stays_inside_the_row(golden):
     wave = np.full((1, 3000), np.nan, np.float32)
     wave[0, :1280] = golden["pcm_24k"][:1280].astype(np.float32) / 2**15
-    loss = jax.jit(lambda wave: audio.log_mel(wave, jnp.array([1280])).sum())
+    loss = jax.jit(lambda wave: log_mels.log_mel(wave, jnp.array([1280])).sum())
     gradient = np.asarray(jax.jit(jax.grad(loss))(wave))[0]
     assert np.isfinite(gradient).all() and np.abs(gradient[1200:1280]).max() > 0
     np.testing.assert_array_equal(gradient[1280:], 0)
@@ -494,7 +498,7 @@ def test_log_mel_compiles_once_for_all_lengths():
     @jax.jit
     def counted(wave, length):
         traces.append(wave.shape)
-        return audio.log_mel(wave, length)
+        return log_mels.log_mel(wave, length)
 
     for length in (1280, 2000, 3000):
         counted(np.zeros((1, 3000), np.float32), np.array([length]))
@@ -502,7 +506,7 @@ def test_log_mel_compiles_once_for_all_lengths():
 
 
 def test_log_mel_of_silence_is_the_floor():
-    log_mel = jax.jit(audio.log_mel)
+    log_mel = jax.jit(log_mels.log_mel)
     mel = log_mel(np.zeros((1, 2560), np.float32), np.array([2560]))
     np.testing.assert_allclose(mel, np.full((1, 10, 128), math.log(1e-5)), rtol=1e-6)
     for samples in (0, 255):

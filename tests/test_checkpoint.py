@@ -16,8 +16,8 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx, struct
 
-from qwen3tts_jax import checkpoint
 from qwen3tts_jax.nn import layers
+from qwen3tts_jax.training import checkpointing
 
 
 @struct.dataclass
@@ -54,8 +54,8 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-def opened(folder, **options) -> checkpoint.Checkpoints:
-    return checkpoint.Checkpoints(folder / "run", **options)
+def opened(folder, **options) -> checkpointing.Checkpoints:
+    return checkpointing.Checkpoints(folder / "run", **options)
 
 
 def steps(folder) -> list[int]:
@@ -128,7 +128,8 @@ ELASTIC = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from qwen3tts_jax import checkpoint, sharding
+from qwen3tts_jax import sharding
+from qwen3tts_jax.training import checkpointing
 
 x = np.arange(48, dtype=np.float32).reshape(8, 6)
 def place(mesh, spec):
@@ -137,7 +138,7 @@ one = place(sharding.make_mesh(fsdp=4), P("fsdp", None))
 two = place(sharding.make_mesh(data=2, fsdp=1, tensor=2), P(None, "tensor"))
 items = dict(params={"x": jax.device_put(x, one[0])},
              rest={"key": jax.device_put(jax.random.key(3), one[1])})
-saving = checkpoint.Checkpoints(sys.argv[1])
+saving = checkpointing.Checkpoints(sys.argv[1])
 saving.save(1, items, data={})
 saving.close()
 for where in (one, two):
@@ -145,7 +146,7 @@ for where in (one, two):
     wanted = dict(
         params={"x": jax.ShapeDtypeStruct((8, 6), "float32", sharding=where[0])},
         rest={"key": jax.ShapeDtypeStruct((), kind, sharding=where[1])})
-    found, _, _ = checkpoint.Checkpoints(sys.argv[1]).restore(wanted)
+    found, _, _ = checkpointing.Checkpoints(sys.argv[1]).restore(wanted)
     got = found["params"]["x"]
     assert got.sharding.is_equivalent_to(where[0], 2), got.sharding
     assert len(found["rest"]["key"].sharding.device_set) == 4
@@ -222,7 +223,7 @@ def test_a_failed_save_is_one_error_and_loses_nothing(
     caplog.clear()
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
-        with pytest.raises(checkpoint.SaveError) as caught:
+        with pytest.raises(checkpointing.SaveError) as caught:
             saving.save(2, large, data={})
             saving.wait()
     finally:
@@ -270,7 +271,7 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch, error):
 KILLED = """
 import os, signal, sys
 import jax.numpy as jnp
-from qwen3tts_jax import checkpoint
+from qwen3tts_jax.training import checkpointing
 
 rename = os.rename
 def die(source, *args, **kwargs):
@@ -278,7 +279,7 @@ def die(source, *args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
     return rename(source, *args, **kwargs)
 os.rename = os.replace = die
-saving = checkpoint.Checkpoints(sys.argv[1])
+saving = checkpointing.Checkpoints(sys.argv[1])
 for step in (1, 2):
     saving.save(step, dict(params={"x": jnp.full(3, step)}), data={})
 saving.wait()

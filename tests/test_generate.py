@@ -8,7 +8,8 @@ import numpy as np
 import parity
 import pytest
 
-from qwen3tts_jax import generate, placement, sampling
+from qwen3tts_jax import runtime
+from qwen3tts_jax.generation import generate, sampling
 
 pytestmark = pytest.mark.usefixtures("optimized")
 PENALTIES = (1.05, 1.0)
@@ -37,7 +38,7 @@ def greedy(penalty: float, max_new_tokens: int = MAX_NEW_TOKENS) -> dict:
 def generated(golden, name: str, penalty: float) -> list[generate.Generated]:
     prompts = [u.prompt for u in golden.utterances(name)]
     options = sampling.Options.merge(greedy(penalty), {})
-    with placement.exact():
+    with runtime.exact():
         return generate.generate(
             golden.model.language_model,
             golden.model.config,

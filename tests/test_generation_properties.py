@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from qwen3tts_jax import code_predictor, generate, prompt, sampling, talker, tiny
-from qwen3tts_jax import config as configs
+from qwen3tts_jax.config import tiny, tts
+from qwen3tts_jax.generation import generate, prompt, sampling
+from qwen3tts_jax.models import code_predictor, talker
 
-CONFIG = configs.Qwen3TTSConfig.from_hf(tiny.tts_config("base"))
+CONFIG = tts.Qwen3TTSConfig.from_hf(tiny.tts_config("base"))
 CODES = 2048  # ids below are codes, above are marks
 FRAMES = 12
 OPTIONS = sampling.Options(max_new_tokens=FRAMES + 1)

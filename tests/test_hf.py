@@ -22,8 +22,11 @@ import pytest
 import safetensors.numpy
 
 import qwen3tts_jax
-from qwen3tts_jax import config as configs
-from qwen3tts_jax import hf, model, random_checkpoint, released, speech_tokenizer, tiny
+from qwen3tts_jax import model, speech_tokenizer
+from qwen3tts_jax.checkpoints import hub, random_weights
+from qwen3tts_jax.checkpoints import weights as weight_files
+from qwen3tts_jax.config import released, tiny, tokenizer_12hz
+from qwen3tts_jax.config import tts as configs
 
 MODEL_PARTS = ("talker", "code_predictor", "speaker_encoder")
 
@@ -50,7 +53,7 @@ def abstract() -> dict:
 
 def load_weights(path) -> dict:
     """The language model and speaker encoder alone."""
-    return hf.load(path, abstract(), dtype=jnp.float32)
+    return weight_files.load(path, abstract(), dtype=jnp.float32)
 
 
 def parts(tts: model.Qwen3TTSModel) -> dict:
@@ -86,11 +89,11 @@ def test_import_export_import_changes_no_bit(
     directory, tmp_path, monkeypatch, dtype, shard_bytes
 ):
     if shard_bytes:
-        monkeypatch.setattr(hf, "MAX_SHARD_BYTES", shard_bytes)
+        monkeypatch.setattr(weight_files, "MAX_SHARD_BYTES", shard_bytes)
     first = load(directory, dtype)
     first.save_pretrained(tmp_path / "out")
     shards = sorted(path.name for path in (tmp_path / "out").glob("model-*"))
-    assert (tmp_path / "out" / hf.INDEX).exists() == bool(shards)
+    assert (tmp_path / "out" / weight_files.INDEX).exists() == bool(shards)
     assert len(shards) > 2 if shard_bytes else not shards
     again = load(tmp_path / "out", dtype)
     for name, part in parts(first).items():
@@ -184,7 +187,7 @@ def test_every_misfit_is_listed_in_one_error(broken):
         values |= {name: np.zeros(3, np.float32) for name in extra}
         values |= {name: np.zeros(s, np.float32) for name, s in bent.items()}
 
-    rewrite(broken / hf.WEIGHTS, change)
+    rewrite(broken / weight_files.WEIGHTS, change)
     with pytest.raises(ValueError) as caught:
         load_weights(broken)
     lines = str(caught.value).splitlines()
@@ -199,7 +202,7 @@ def test_every_misfit_is_listed_in_one_error(broken):
 
 
 def test_a_codec_that_does_not_fit(broken):
-    path = broken / model.SPEECH_TOKENIZER / hf.WEIGHTS
+    path = broken / model.SPEECH_TOKENIZER / weight_files.WEIGHTS
     rewrite(path, lambda values: values.pop("decoder.pre_conv.conv.bias"))
     with pytest.raises(ValueError, match="missing: decoder.pre_conv.conv.bias"):
         load(broken)
@@ -207,7 +210,7 @@ def test_a_codec_that_does_not_fit(broken):
 
 @pytest.mark.parametrize("keep", [0, 7, 1000, 0.5, -1])
 def test_a_truncated_file(broken, keep):
-    path = broken / hf.WEIGHTS
+    path = broken / weight_files.WEIGHTS
     whole = path.read_bytes()
     path.write_bytes(whole[: int(keep * len(whole)) if keep == 0.5 else keep])
     with pytest.raises(ValueError, match="not a whole safetensors file.*download"):
@@ -215,12 +218,12 @@ def test_a_truncated_file(broken, keep):
 
 
 def test_a_missing_shard(directory, tmp_path, monkeypatch):
-    monkeypatch.setattr(hf, "MAX_SHARD_BYTES", 3_000_000)
+    monkeypatch.setattr(weight_files, "MAX_SHARD_BYTES", 3_000_000)
     rules = {name: rules for name, (_, rules) in abstract().items()}
     loaded = load_weights(directory)
-    hf.save(tmp_path, {name: (loaded[name], rules[name]) for name in loaded})
+    weight_files.save(tmp_path, {name: (loaded[name], rules[name]) for name in loaded})
     shards = sorted(path.name for path in tmp_path.glob("model-*"))
-    index = json.loads((tmp_path / hf.INDEX).read_text())
+    index = json.loads((tmp_path / weight_files.INDEX).read_text())
     assert set(index["weight_map"].values()) == set(shards)
     size = sum(tensor.nbytes for tensor in tensors(tmp_path).values())
     assert index["metadata"]["total_size"] == size
@@ -233,8 +236,10 @@ def test_a_missing_shard(directory, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
 def test_a_broken_index(tmp_path, text):
-    (tmp_path / hf.INDEX).write_text(text)
-    with pytest.raises(ValueError, match=f"{hf.INDEX} is not a safetensors index"):
+    (tmp_path / weight_files.INDEX).write_text(text)
+    with pytest.raises(
+        ValueError, match=f"{weight_files.INDEX} is not a safetensors index"
+    ):
         load_weights(tmp_path)
 
 
@@ -243,9 +248,9 @@ FILES = (
     "generation_config.json",
     "vocab.json",
     "merges.txt",
-    hf.WEIGHTS,
+    weight_files.WEIGHTS,
     f"{model.SPEECH_TOKENIZER}/config.json",
-    f"{model.SPEECH_TOKENIZER}/{hf.WEIGHTS}",
+    f"{model.SPEECH_TOKENIZER}/{weight_files.WEIGHTS}",
 )
 
 
@@ -335,7 +340,7 @@ NEEDED = {
 }
 READERS = {
     "tts": (configs.Qwen3TTSConfig, lambda: released.tts_config("0.6B", "base")),
-    "codec": (configs.Tokenizer12HzConfig, released.tokenizer_12hz_config),
+    "codec": (tokenizer_12hz.Tokenizer12HzConfig, released.tokenizer_12hz_config),
 }
 
 
@@ -388,7 +393,7 @@ def test_nothing_is_left_of_a_failed_export(directory, tmp_path, monkeypatch, at
 
     save = safetensors.numpy.save_file
     if at == "json":
-        monkeypatch.setattr(hf, "write_json", full)
+        monkeypatch.setattr(hub, "write_json", full)
     else:
         monkeypatch.setattr(safetensors.numpy, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
@@ -419,7 +424,9 @@ def official_shapes(name: str) -> dict[str, tuple[int, ...]]:
 
 def our_shapes(parts: dict) -> dict[str, tuple[int, ...]]:
     leaves = [
-        leaf for module, rules in parts.values() for leaf in hf.leaves(module, rules)
+        leaf
+        for module, rules in parts.values()
+        for leaf in weight_files.leaves(module, rules)
     ]
     names = [key for leaf in leaves for key in leaf.keys]
     assert len(names) == len(set(names))
@@ -437,7 +444,9 @@ def test_names_and_shapes_of_real_sizes(variant, size):
 
 
 def test_names_and_shapes_of_the_tokenizer():
-    config = configs.Tokenizer12HzConfig.from_hf(released.tokenizer_12hz_config())
+    config = tokenizer_12hz.Tokenizer12HzConfig.from_hf(
+        released.tokenizer_12hz_config()
+    )
     ours = our_shapes(speech_tokenizer.tokenizer_parts(config))
     assert ours == official_shapes("tokenizer_12hz")
 
@@ -447,18 +456,21 @@ def test_names_and_shapes_of_the_tokenizer():
 MEASURE = """
 import pathlib, re, sys
 import jax, jax.numpy as jnp
-from qwen3tts_jax import config as configs, hf, model
+from qwen3tts_jax import model
+from qwen3tts_jax.config import tts
+from qwen3tts_jax.checkpoints import hub
+from qwen3tts_jax.checkpoints import weights
 
 def kilobytes(name):
     text = pathlib.Path("/proc/self/status").read_text()
     return int(re.search(name + r":\\s+(\\d+) kB", text)[1])
 
 path, dtype = pathlib.Path(sys.argv[1]), jnp.dtype(sys.argv[2])
-config = configs.Qwen3TTSConfig.from_hf(hf.read_json(path / "config.json"))
+config = tts.Qwen3TTSConfig.from_hf(hub.read_json(path / "config.json"))
 parts = model.model_parts(config)
 jax.device_put(jnp.zeros(1)).block_until_ready()
 before = kilobytes("VmRSS")
-loaded = hf.load(path, parts, dtype=dtype)
+loaded = weights.load(path, parts, dtype=dtype)
 jax.block_until_ready(loaded)
 peak = 1024 * (kilobytes("VmHWM") - before)
 print(peak, sum(leaf.nbytes for leaf in jax.tree.leaves(loaded)))
@@ -474,9 +486,7 @@ def wide(tmp_path_factory, tokenizer_dir) -> pathlib.Path:
     talker["text_hidden_size"] = 256
     talker["code_predictor_config"] |= dict(hidden_size=512, intermediate_size=1024)
     out = tmp_path_factory.mktemp("wide")
-    random_checkpoint.write(
-        out, config, tiny.tokenizer_config(), text_files=tokenizer_dir
-    )
+    random_weights.write(out, config, tiny.tokenizer_config(), text_files=tokenizer_dir)
     return out
 
 
@@ -498,5 +508,5 @@ def test_loading_never_holds_the_model_twice(wide, dtype):
 
 
 def our_wide_shapes(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
-    config = configs.Qwen3TTSConfig.from_hf(hf.read_json(path / "config.json"))
+    config = configs.Qwen3TTSConfig.from_hf(hub.read_json(path / "config.json"))
     return our_shapes(model.model_parts(config))

@@ -4,8 +4,8 @@ import numpy as np
 import parity
 import pytest
 
-from qwen3tts_jax import config as configs
-from qwen3tts_jax import prompt, tiny
+from qwen3tts_jax.config import tiny, tts
+from qwen3tts_jax.generation import prompt
 
 ROLE, TEXT = [1, 2, 3], [10, 11]
 PAD, BOS = 2148, 2149
@@ -21,7 +21,7 @@ SAID = [7, 8]
 @pytest.fixture(scope="module")
 def config():
     """Custom voices; speaker vectors are laid out by arguments alone."""
-    return configs.Qwen3TTSConfig.from_hf(tiny.tts_config("custom_voice"))
+    return tts.Qwen3TTSConfig.from_hf(tiny.tts_config("custom_voice"))
 
 
 def track(built: prompt.Prompt) -> list[tuple[int, int]]:

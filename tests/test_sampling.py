@@ -14,7 +14,7 @@ import parity
 import pytest
 import scipy.stats
 
-from qwen3tts_jax import sampling
+from qwen3tts_jax.generation import sampling
 
 # Float32 softmax: both sum 3072 terms in some order and round to 6e-8 of 1.
 PROBABILITY_CLOSE = 1e-6

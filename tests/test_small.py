@@ -14,19 +14,15 @@ import text_files
 
 import infer
 from data.family import vocabulary
-from qwen3tts_jax import config as configs
-from qwen3tts_jax import (
-    hf,
-    model,
-    random_checkpoint,
-    released,
-    sampling,
-    small,
-    speech_tokenizer,
-    text,
-    tiny,
-    voice_clone,
-)
+from qwen3tts_jax import model, speech_tokenizer
+from qwen3tts_jax.checkpoints import hub
+from qwen3tts_jax.checkpoints import random_weights as random_checkpoint
+from qwen3tts_jax.checkpoints import weights as hf
+from qwen3tts_jax.config import released, small, tiny, tokenizer_12hz
+from qwen3tts_jax.config import tts as configs
+from qwen3tts_jax.generation import sampling, voice_clone
+from qwen3tts_jax.nn import tree
+from qwen3tts_jax.text import tokenizer as text
 
 MILLION = 10**6
 VOCABULARY = 300  # ids: 256 bytes, 6 added tokens, "assistant", a few merges
@@ -70,7 +66,7 @@ def sizes(parts: dict) -> tuple[dict[str, int], int]:
         flat, _ = jax.tree_util.tree_flatten_with_path(module)
         counts[name] = sum(leaf.size for _, leaf in flat)
         for path, leaf in flat:
-            kept = hf.leaf_path(path).rpartition(".")[2] in hf.KEEP_FLOAT32
+            kept = tree.leaf_path(path).rpartition(".")[2] in hf.KEEP_FLOAT32
             size += leaf.size * (4 if kept else 2)
     return counts, size
 
@@ -79,7 +75,7 @@ def test_the_family_is_small():
     values = small.tts_config("base", text_vocab_size=2048, text_ids=IDS)
     speaking, size = sizes(model.model_parts(configs.Qwen3TTSConfig.from_hf(values)))
     assert sum(speaking.values()) < 20.5 * MILLION
-    codec = configs.Tokenizer12HzConfig.from_hf(small.tokenizer_config())
+    codec = tokenizer_12hz.Tokenizer12HzConfig.from_hf(small.tokenizer_config())
     coding, more = sizes(speech_tokenizer.tokenizer_parts(codec))
     assert coding["decoder"] <= 8 * MILLION
     assert sum(coding.values()) <= 9.5 * MILLION
@@ -124,7 +120,7 @@ def test_text_ids_are_those_of_the_vocabulary(text_dir):
 
 
 def test_codec_halves_fit_together():
-    codec = configs.Tokenizer12HzConfig.from_hf(small.tokenizer_config())
+    codec = tokenizer_12hz.Tokenizer12HzConfig.from_hf(small.tokenizer_config())
     assert codec.quantizers == codec.encoder.quantizers == codec.decoder.quantizers
     assert codec.encoder.codebook_size == codec.decoder.codebook_size == small.CODES
     assert codec.decoder.codebook_dim == 2 * codec.encoder.codebook_dim
@@ -147,7 +143,7 @@ def test_small_needs_a_text_tokenizer(tmp_path, monkeypatch, capsys):
 def run(family, tmp_path, monkeypatch, capsys):
     """run(*arguments) of infer.py where the package holds the family -> codes."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hf, "FAMILY", family)
+    monkeypatch.setattr(hub, "FAMILY", family)
     load = functools.cache(model.Qwen3TTSModel.from_pretrained)
     monkeypatch.setattr(model.Qwen3TTSModel, "from_pretrained", load)
 
@@ -197,7 +193,7 @@ def test_a_base_model_without_voices_has_none(run, checkpoint, capsys):
 
 
 def test_without_a_packaged_family(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(hf, "FAMILY", tmp_path / "nothing")
+    monkeypatch.setattr(hub, "FAMILY", tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match="none came with this package"):
         model.Qwen3TTSModel.from_pretrained()
     with pytest.raises(SystemExit):
@@ -205,7 +201,7 @@ def test_without_a_packaged_family(run, monkeypatch, tmp_path):
 
 
 def test_voices_in_python(family, monkeypatch, tmp_path):
-    monkeypatch.setattr(hf, "FAMILY", family)
+    monkeypatch.setattr(hub, "FAMILY", family)
     speaking = model.Qwen3TTSModel.from_pretrained()
     assert speaking.get_supported_speakers() == ["heart", "kumo"]
     spoken = speaking.voice(speaker="Heart", language="english").layout["x_vector"]
@@ -234,7 +230,7 @@ def test_voices_in_python(family, monkeypatch, tmp_path):
 )
 def test_voices_that_do_not_fit(tmp_path, values, default):
     config = configs.Qwen3TTSConfig.from_hf(tiny.tts_config("base"))
-    path = tmp_path / hf.VOICES
+    path = tmp_path / hub.VOICES
     if values is None:
         path.write_bytes(b"no tensors")
     else:

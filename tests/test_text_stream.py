@@ -6,7 +6,8 @@ import unicodedata
 import pytest
 import text_files
 
-from qwen3tts_jax import text, text_stream
+from qwen3tts_jax.text import incremental
+from qwen3tts_jax.text import tokenizer as text_tokenizer
 
 # Written with escapes where an editor could change the form (NFC, NFD) unseen.
 STREAMED = [
@@ -48,7 +49,7 @@ TROUBLE += list(
 
 def stream_in(tokenizer, pieces):
     """(role, ids) of a text pushed in pieces."""
-    stream, ids = text_stream.TextStream(tokenizer), []
+    stream, ids = incremental.TextStream(tokenizer), []
     for piece in pieces:
         stream.push(piece)
         ids += stream.take()
@@ -103,7 +104,7 @@ def test_a_stream_of_random_trouble(tokenizer):
     ],
 )
 def test_a_word_is_out_once_the_character_after_it_is_there(tokenizer, words):
-    stream, ids = text_stream.TextStream(tokenizer), []
+    stream, ids = incremental.TextStream(tokenizer), []
     for i, word in enumerate(words):
         for character in word:
             stream.push(character)
@@ -132,7 +133,7 @@ def test_a_word_is_out_once_the_character_after_it_is_there(tokenizer, words):
     ],
 )
 def test_what_is_certain_and_what_is_held_back(tokenizer, pushed, certain):
-    stream = text_stream.TextStream(tokenizer)
+    stream = incremental.TextStream(tokenizer)
     stream.push(pushed)
     assert tokenizer.decode(stream.take()) == certain
     assert stream.take() == []
@@ -146,7 +147,7 @@ def test_the_end_of_a_piece_splits_no_word(tokenizer):
 
 
 def test_the_role_waits_for_what_may_join_it(tokenizer):
-    stream = text_stream.TextStream(tokenizer)
+    stream = incremental.TextStream(tokenizer)
     assert (stream.role, stream.take()) == (None, [])
     for piece in ("", "\n", " \n"):
         stream.push(piece)
@@ -156,7 +157,7 @@ def test_the_role_waits_for_what_may_join_it(tokenizer):
 
 
 def test_a_stream_keeps_only_the_tail(tokenizer):
-    stream, longest, count = text_stream.TextStream(tokenizer), 0, 0
+    stream, longest, count = incremental.TextStream(tokenizer), 0, 0
     for _ in range(300):
         for piece in ("Some words,", " caf", "e\u0301 <tts", "_pad> 12\n", "\n"):
             stream.push(piece)
@@ -168,8 +169,8 @@ def test_a_stream_keeps_only_the_tail(tokenizer):
 
 def test_a_stream_of_tokenizer_json_flows(whole_dir):
     """Its file asks for offsets without spaces, which would hide where words end."""
-    whole = text.TextTokenizer.from_directory(whole_dir)
-    stream = text_stream.TextStream(whole)
+    whole = text_tokenizer.TextTokenizer.from_directory(whole_dir)
+    stream = incremental.TextStream(whole)
     stream.push("Hello dear wor")
     assert whole.decode(stream.take()) == "Hello dear"
     stream.end()
@@ -181,14 +182,14 @@ def test_added_tokens_that_see_their_surroundings(broken_dir, flag):
     text_files.edit_config(
         broken_dir, lambda added: added["151671"].update({flag: True})
     )
-    tokenizer = text.TextTokenizer.from_directory(broken_dir)
+    tokenizer = text_tokenizer.TextTokenizer.from_directory(broken_dir)
     for whole in ("a b1<tts_pad> c <tts_pad>  d", "x <tts_pad>\u0338 1"):
         expected = tokenizer.role_and_text_ids(whole)
         assert stream_in(tokenizer, whole) == expected
 
 
 def test_a_stream_that_has_ended(tokenizer):
-    stream = text_stream.TextStream(tokenizer)
+    stream = incremental.TextStream(tokenizer)
     stream.push("Hello")
     stream.end()
     with pytest.raises(ValueError, match="got a piece of text after the end.*new str"):
@@ -199,7 +200,7 @@ def test_a_stream_that_has_ended(tokenizer):
 
 
 def test_what_cannot_be_pushed(tokenizer):
-    stream = text_stream.TextStream(tokenizer)
+    stream = incremental.TextStream(tokenizer)
     stream.push("Hel")
     with pytest.raises(TypeError, match="bytes, expected str"):
         stream.push(b"lo")

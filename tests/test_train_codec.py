@@ -15,8 +15,10 @@ from PIL import Image
 
 from configs import build_codec, codec
 from data import sources, waves
-from qwen3tts_jax import checkpoint, sharding, speech_tokenizer
-from qwen3tts_jax.training import log, trainer
+from qwen3tts_jax import sharding, speech_tokenizer
+from qwen3tts_jax.training import checkpointing as checkpoint
+from qwen3tts_jax.training import metrics_writer as log
+from qwen3tts_jax.training import trainer
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS, SAVE_EVERY = 4, 2

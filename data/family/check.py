@@ -21,7 +21,8 @@ import pypinyin
 import soundfile
 
 from data.family import agreement, manifests, plan, reading
-from qwen3tts_jax import audio, metrics
+from qwen3tts_jax import metrics
+from qwen3tts_jax.audio import io as audio
 
 RATE = 16_000  # Hz, of Whisper
 SAY_EVERY = 60.0  # seconds

@@ -9,7 +9,7 @@ import soundfile
 
 from data import clips
 from data.family import plan
-from qwen3tts_jax import audio
+from qwen3tts_jax.audio import io as audio
 
 PEAK = 10 ** (-3 / 20)  # -3 dBFS, of every clip
 RULES = clips.Rules(margin_seconds=0.1)

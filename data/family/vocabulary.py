@@ -4,9 +4,9 @@
         --languages en,zh,ja,es,fr,it,pt --out vocabulary
 
 writes vocab.json, merges.txt and tokenizer_config.json in the layout of Qwen2, which
-`text.TextTokenizer` and the official package read.  Words are cut as Qwen2 cuts them;
-all 256 bytes are tokens, so that any text has ids; and "assistant" is one token, so
-that the role in a prompt is three, as the official package takes for granted.
+`tokenizer.TextTokenizer` and the official package read.  Words are cut as Qwen2 cuts
+them; all 256 bytes are tokens, so that any text has ids; and "assistant" is one token,
+so that the role in a prompt is three, as the official package takes for granted.
 """
 
 import argparse
@@ -21,7 +21,8 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from data import sources
-from qwen3tts_jax import hf, text
+from qwen3tts_jax.checkpoints import hub
+from qwen3tts_jax.text import tokenizer as text
 
 SIZE = 2048
 ROLE = "assistant"
@@ -85,8 +86,8 @@ def train(texts: Iterable[str], *, size: int) -> tuple[list[str], Merges]:
     """A vocabulary.
 
     Args:
-        size: ids, those of `text.PROMPT_TOKENS` included.
-    Returns: (tokens in the order of their ids, merges), as `text.write_files` takes.
+        size: ids, those of `tokenizer.PROMPT_TOKENS` included.
+    Returns: (tokens in the order of their ids, merges), for `tokenizer.write_files`.
     Raises: ValueError for too little text, or a size that does not hold the bytes.
     """
     wanted = size - len(text.PROMPT_TOKENS)
@@ -146,7 +147,7 @@ def write(out: Path, texts: Mapping[str, list[str]], *, size: int = SIZE) -> dic
     Returns: for each language its texts, characters and ids.
     """
     tokens, merges = train(balanced(texts), size=size)
-    with hf.new_directory(out) as directory:
+    with hub.new_directory(out) as directory:
         text.write_files(directory, tokens, merges)
         made = text.TextTokenizer.from_directory(directory)
         made.config_ids()  # refuses a vocabulary in which prompts cannot be written

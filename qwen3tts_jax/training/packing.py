@@ -24,12 +24,13 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from qwen3tts_jax import audio, prompt
-from qwen3tts_jax import config as configs
-from qwen3tts_jax import text as texts
+from qwen3tts_jax.audio import mel as log_mels
+from qwen3tts_jax.config import tts
+from qwen3tts_jax.generation import prompt
+from qwen3tts_jax.text import tokenizer as text_tokenizer
 
 NONE = prompt.NONE
-MIN_MEL = 5  # frames; with fewer the speaker encoder cannot mirror, see audio.py
+MIN_MEL = 5  # frames; with fewer the speaker encoder cannot mirror, see audio/mel.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Example:
 
 
 def example(
-    config: configs.Qwen3TTSConfig,
+    config: tts.Qwen3TTSConfig,
     codes: np.ndarray,
     *,
     role: list[int],
@@ -110,7 +111,7 @@ def example(
 
 
 def pack(
-    config: configs.Qwen3TTSConfig, rows: Iterable[Sequence[Example]], shape: Shape
+    config: tts.Qwen3TTSConfig, rows: Iterable[Sequence[Example]], shape: Shape
 ) -> dict[str, np.ndarray]:
     """Rows of examples as arrays.
 
@@ -128,9 +129,7 @@ def pack(
     return arrays
 
 
-def empty(
-    config: configs.Qwen3TTSConfig, rows: int, shape: Shape
-) -> dict[str, np.ndarray]:
+def empty(config: tts.Qwen3TTSConfig, rows: int, shape: Shape) -> dict[str, np.ndarray]:
     """Arrays as `pack` returns them, with nothing in them."""
     size, groups = (rows, shape.length), config.talker.code_groups
     arrays = dict(
@@ -143,7 +142,7 @@ def empty(
     )
     table = rows, shape.voices
     if shape.mel_frames:
-        mel = (*table, shape.mel_frames, audio.MEL_BINS)
+        mel = (*table, shape.mel_frames, log_mels.MEL_BINS)
         arrays["mel"] = np.zeros(mel, np.float16)
         arrays["mel_length"] = np.full(table, MIN_MEL, np.int32)
     else:
@@ -153,7 +152,7 @@ def empty(
 
 
 def fill(
-    config: configs.Qwen3TTSConfig,
+    config: tts.Qwen3TTSConfig,
     arrays: dict[str, np.ndarray],
     row: int,
     examples: Sequence[Example],
@@ -224,8 +223,8 @@ def _write_voice(views: dict, slot: int, voice: np.ndarray) -> None:
 
 
 def describe(
-    config: configs.Qwen3TTSConfig,
-    tokenizer: texts.TextTokenizer,
+    config: tts.Qwen3TTSConfig,
+    tokenizer: text_tokenizer.TextTokenizer,
     arrays: dict[str, np.ndarray],
     row: int,
 ) -> str:
@@ -253,7 +252,7 @@ def describe(
 _TRACKS = ("text", "codes", "labels", "speaker_at")
 
 
-def _kinds(config: configs.TalkerConfig, one: dict) -> list[str]:
+def _kinds(config: tts.TalkerConfig, one: dict) -> list[str]:
     """What the codec track holds at each position of an example."""
     names = {
         getattr(config, f"codec_{name}_id"): name

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from data import clips, extras, raw, scorers
-from qwen3tts_jax import audio
+from qwen3tts_jax.audio import io as audio_io
 
 RATE = 24_000
 RULES = clips.Rules()
@@ -263,7 +263,7 @@ def test_scorers_mark_and_give_the_tier(quality, heard, marks, tier):
     assert (found.marks, level) == (marks, tier)
     if heard:
         samples, language = panel._asr.asked[0]
-        assert samples == len(audio.resample(found.wave, RATE, 16_000))
+        assert samples == len(audio_io.resample(found.wave, RATE, 16_000))
         assert language == "it"
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data import index, lengths, records, synthetic
-from qwen3tts_jax import text as texts
+from qwen3tts_jax.text import tokenizer as text_tokenizer
 
 CODEC, OTHER = "0123456789abcdef", "fedcba9876543210"
 ROWS = 12
@@ -132,9 +132,9 @@ def test_the_fingerprint_follows_the_lengths(indexed, tokenizer):
 
 
 def test_every_form_of_a_vocabulary_has_one_hash(tokenizer, whole_dir):
-    whole = texts.TextTokenizer.from_directory(whole_dir)
+    whole = text_tokenizer.TextTokenizer.from_directory(whole_dir)
     assert index.vocabulary_hash(whole) == index.vocabulary_hash(tokenizer)
-    whole = texts.TextTokenizer.from_directory(whole_dir)
+    whole = text_tokenizer.TextTokenizer.from_directory(whole_dir)
     whole.backend.add_tokens(["<|one more|>"])
     assert index.vocabulary_hash(whole) != index.vocabulary_hash(tokenizer)
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from data import keys, layouts, lengths
-from qwen3tts_jax import config as configs
-from qwen3tts_jax import prompt, tiny
+from qwen3tts_jax.config import tiny, tts
+from qwen3tts_jax.generation import prompt
 
 WORDS = "The ship left harbour at dawn and nobody on the pier waved goodbye".split()
 LANGUAGES = ("english", "", "dutch", "chinese")  # no tag for the two in the middle
@@ -96,7 +96,7 @@ def spoken(tokenizer):
 def test_positions_are_those_of_the_prompt(spoken, voice):
     """Every mixture of choices comes up, and the prompt is as long as counted."""
     variant = "custom_voice" if voice == "id" else "base"
-    config = configs.Qwen3TTSConfig.from_hf(tiny.tts_config(variant))
+    config = tts.Qwen3TTSConfig.from_hf(tiny.tts_config(variant))
     choices = dict(drop_language=0.5, instruct=0.5, no_voice=0.5, reference=0.5)
     seen = collections.Counter()
     for key in range(6):

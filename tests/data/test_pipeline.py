@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from data import index, layouts, pipeline, plan, records, stages
-from qwen3tts_jax import config as configs
-from qwen3tts_jax import prompt, released, text, tiny
+from qwen3tts_jax.config import released, tiny, tts
+from qwen3tts_jax.generation import prompt
+from qwen3tts_jax.text import tokenizer as text_tokenizer
 from qwen3tts_jax.training import packing
 
 CODEC, SHARDS, ROWS, DIM = corpora.CODEC, corpora.SHARDS, corpora.ROWS, corpora.DIM
@@ -42,7 +43,7 @@ def damaged(corpus, tmp_path):
 
 @pytest.fixture(scope="module")
 def config():
-    return configs.Qwen3TTSConfig.from_hf(tiny.tts_config("base"))
+    return tts.Qwen3TTSConfig.from_hf(tiny.tts_config("base"))
 
 
 def make_plan(corpus, **draws) -> plan.Plan:
@@ -184,7 +185,7 @@ def test_speakers_of_the_checkpoint_by_id(make):
     values = tiny.tts_config("custom_voice")
     values["talker_config"]["spk_id"] = voices
     values["talker_config"]["spk_is_dialect"] = dict.fromkeys(voices, False)
-    config = configs.Qwen3TTSConfig.from_hf(values)
+    config = tts.Qwen3TTSConfig.from_hf(values)
     batches = make(draws=dict(voice="id"), config=config)
     assert pipeline.voices_needed(batches.plan) == 1
     made = batches[0]
@@ -197,7 +198,7 @@ def test_speakers_of_the_checkpoint_by_id(make):
             assert speakers == [voices[f"voice {shard} {utterance % 5}"]]
     assert (made["speaker_at"] == prompt.NONE).all()
     values["talker_config"]["spk_is_dialect"]["voice 0 0"] = "sichuan_dialect"
-    config = configs.Qwen3TTSConfig.from_hf(values)
+    config = tts.Qwen3TTSConfig.from_hf(values)
     batches = make(draws=dict(voice="id", drop_language=1), config=config)
     with pytest.raises(ValueError, match="dialect speaker 'voice 0 0'.*drop_lang"):
         [batches[step] for step in range(STEPS)]
@@ -407,7 +408,7 @@ def test_refuses_what_does_not_fit(make, options, words):
 
 
 def test_refuses_another_tokenizer(corpus, config, whole_dir):
-    other = text.TextTokenizer.from_directory(whole_dir)
+    other = text_tokenizer.TextTokenizer.from_directory(whole_dir)
     other.backend.add_tokens(["<another>"])
     with pytest.raises(ValueError, match="text tokenizer with the vocabulary"):
         pipeline.Batches(make_plan(corpus), config, other, shape=SHAPE, steps=1)

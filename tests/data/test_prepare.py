@@ -25,7 +25,8 @@ from data import (
     tally,
     voices,
 )
-from qwen3tts_jax import speech_tokenizer, speech_tokenizer_base
+from qwen3tts_jax import speech_tokenizer
+from qwen3tts_jax.codecs import base
 
 ROOT = pathlib.Path(__file__).parents[2]
 CLIPS = ROOT / "tests/recordings/clips"
@@ -165,7 +166,7 @@ def test_the_fingerprint_is_of_values_and_codebooks(tokenizer, checkpoint_dir):
     leaves[3] = leaves[3].at[(0,) * leaves[3].ndim].add(1e-3)
     again.encoder = jax.tree.unflatten(tree, leaves)
     assert again.fingerprint != tokenizer.fingerprint
-    other = speech_tokenizer_base.fingerprint_of(
+    other = base.fingerprint_of(
         tokenizer.config.encoder, tokenizer.encoder, quantizers=8
     )
     assert other != tokenizer.fingerprint

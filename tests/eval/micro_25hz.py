@@ -2,7 +2,8 @@
 
 import pathlib
 
-from qwen3tts_jax import random_checkpoint, tiny
+from qwen3tts_jax.checkpoints import random_weights
+from qwen3tts_jax.config import tiny
 
 # 240 samples of a mel frame in one stage, blocks of 8 codes, one layer looks ahead
 BIGVGAN = dict(
@@ -23,4 +24,4 @@ def write(out: pathlib.Path, text_files: pathlib.Path) -> None:
     codec["decoder_config"]["dit_config"] |= DIT
     codec["decoder_config"]["bigvgan_config"] |= BIGVGAN
     tts = tiny.tts_config_25hz("custom_voice")
-    random_checkpoint.write(out, tts, codec, seed=1, text_files=text_files)
+    random_weights.write(out, tts, codec, seed=1, text_files=text_files)

@@ -11,7 +11,8 @@ import pytest
 
 from data import whisper_files
 from eval import codec_quality, griffin_lim, sets
-from qwen3tts_jax import audio, metrics
+from qwen3tts_jax import metrics
+from qwen3tts_jax.audio import io as audio_io
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +99,13 @@ def test_kept_sounds_are_what_the_codec_decodes(codec_run, base):
     out, found = codec_run
     clip = found["clips"][0]
     tokenizer = codec_quality.load(str(base))
-    wave = audio.load(clip["audio"])
-    codes = tokenizer.encode((wave, audio.SAMPLE_RATE)).audio_codes[0]
+    wave = audio_io.load(clip["audio"])
+    codes = tokenizer.encode((wave, audio_io.SAMPLE_RATE)).audio_codes[0]
     [whole], _ = tokenizer.decode([codes])
     kept = [
-        audio.load(str(out / "samples" / f"{clip['id'].replace('-', '_')}--{name}.wav"))
+        audio_io.load(
+            str(out / "samples" / f"{clip['id'].replace('-', '_')}--{name}.wav")
+        )
         for name in ("codec_16_codebooks", "codec_1_codebook")
     ]
     assert all(len(one) == len(wave) for one in kept)
@@ -172,7 +175,7 @@ def test_a_limit_takes_from_every_source_and_language():
 
 
 def test_mel_inversion_keeps_the_mel(monkeypatch):
-    wave = audio.load(str(judging.CLIPS / "en" / "confbridge-invalid.flac"))[:24000]
+    wave = audio_io.load(str(judging.CLIPS / "en" / "confbridge-invalid.flac"))[:24000]
     again = griffin_lim.istft(griffin_lim.stft(wave), len(wave))
     np.testing.assert_allclose(again, wave, atol=1e-6)
     monkeypatch.setattr(griffin_lim, "ITERATIONS", 10)
@@ -187,7 +190,7 @@ def test_opus_has_the_rate_and_the_length():
     pytest.importorskip("av")
     from eval import opus
 
-    wave = audio.load(str(judging.CLIPS / "en" / "confbridge-invalid.flac"))
+    wave = audio_io.load(str(judging.CLIPS / "en" / "confbridge-invalid.flac"))
     made, bits = opus.reconstruct(wave)
     assert made.shape == wave.shape and made.dtype == np.float32
     assert bits * 24000 / len(wave) == pytest.approx(6000, rel=0.02)

@@ -23,8 +23,9 @@ from eval import (
     stream_speed,
     weight_agreement,
 )
-from qwen3tts_jax import code_predictor, generate, prompt, talker, tiny
-from qwen3tts_jax import config as configs
+from qwen3tts_jax.config import tiny, tts
+from qwen3tts_jax.generation import generate, prompt
+from qwen3tts_jax.models import code_predictor, talker
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 OFFICIAL_PYTHON = os.environ.get("QWEN_TTS_PYTHON")
@@ -50,7 +51,7 @@ def arguments(**changes) -> argparse.Namespace:
 
 @pytest.mark.parametrize("size", ["0.6B", "1.7B"])
 def test_bytes_per_frame_by_hand(size):
-    config = configs.Qwen3TTSConfig.from_hf(tiny.tts_config("custom_voice", size))
+    config = tts.Qwen3TTSConfig.from_hf(tiny.tts_config("custom_voice", size))
     lm = jax.eval_shape(
         lambda: generate.LanguageModel(
             talker.Talker(config.talker, rngs=nnx.Rngs(0)),

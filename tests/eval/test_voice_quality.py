@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from eval import run, sets, voice_quality, voices
-from qwen3tts_jax import audio, model, sampling
+from qwen3tts_jax import model
+from qwen3tts_jax.audio import io as audio_io
+from qwen3tts_jax.generation import sampling
 from qwen3tts_jax.serving import session
 
 REAL, REAL_STREAM = model.Qwen3TTSModel, session.StreamingSession
@@ -39,7 +41,7 @@ class Bundle:
     config = types.SimpleNamespace(variant="base")
 
     def __init__(self, clips: list[sets.Clip]):
-        self.waves = {clip.text: audio.load(clip.audio) for clip in clips}
+        self.waves = {clip.text: audio_io.load(clip.audio) for clip in clips}
         self.options, self.references = [], []
 
     def get_supported_languages(self):
@@ -177,7 +179,7 @@ def test_voices_by_hand(clips):
     assert people.rate("Carlo", "it") == people.rate("Allison", "it")
     assert 5 < people.rate("Allison", "en") < 30
     assert people.rate("Carlo", "zh") is None
-    long = max(listed[:2], key=lambda clip: len(audio.load(clip.audio)))
+    long = max(listed[:2], key=lambda clip: len(audio_io.load(clip.audio)))
     assert people.recording("Allison") == long.audio
     assert voices.as_exported("asterisk/it_IT m") == "asterisk_it_it_m"
 

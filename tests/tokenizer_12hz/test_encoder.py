@@ -7,7 +7,7 @@ import parity
 import pytest
 import soundfile
 
-from qwen3tts_jax import audio
+from qwen3tts_jax.audio import io as audio_io
 
 EXCUSED = 0.02  # of all frames, by near ties
 SECONDS = 3  # of the recording's excerpt
@@ -62,7 +62,7 @@ def test_codes_of_a_human_voice(golden, resampler):
         wave, rate = soundfile.read(make.RECORDING, dtype="float32")
         wave = inputs.resample(wave, rate)
     else:
-        wave = audio.load(make.RECORDING)
+        wave = audio_io.load(make.RECORDING)
     excused, frames = 0, 0
     for name, samples in {"3s": SECONDS * inputs.SAMPLE_RATE, "whole": None}.items():
         tokenizer = golden.model.speech_tokenizer

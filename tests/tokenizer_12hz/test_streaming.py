@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from qwen3tts_jax import config as configs
-from qwen3tts_jax import speech_tokenizer, tiny
+from qwen3tts_jax import speech_tokenizer
+from qwen3tts_jax.config import tiny, tokenizer_12hz
+from qwen3tts_jax.models.tokenizer_12hz import decoder as decoders
 from qwen3tts_jax.nn import attention
-from qwen3tts_jax.tokenizer_12hz import decoder as decoders
 
 FRAME = 1920  # samples
-CONFIG = configs.Tokenizer12HzConfig.from_hf(tiny.tokenizer_config())
+CONFIG = tokenizer_12hz.Tokenizer12HzConfig.from_hf(tiny.tokenizer_config())
 QUANTIZERS = CONFIG.quantizers
 
 

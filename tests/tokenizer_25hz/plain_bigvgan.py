@@ -6,7 +6,7 @@ Every array is [T, C].  The parameters are those of a `bigvgan.BigVGAN`.
 import jax
 import numpy as np
 
-from qwen3tts_jax.tokenizer_25hz import anti_alias, bigvgan
+from qwen3tts_jax.models.tokenizer_25hz import anti_aliased_snake, bigvgan
 
 
 def decode(net: bigvgan.BigVGAN, mel: np.ndarray) -> np.ndarray:
@@ -64,7 +64,9 @@ def convolved(x, kernel, conv=None):
 
 
 def snake(x, snake):
-    taps = anti_alias.KAISER_SINC.astype(np.float64)[:, None, None] * np.eye(x.shape[1])
+    taps = anti_aliased_snake.KAISER_SINC.astype(np.float64)[:, None, None] * np.eye(
+        x.shape[1]
+    )
     held = np.pad(x, ((5, 5), (0, 0)), "edge")
     spread = np.zeros((2 * len(held), x.shape[1]))
     spread[::2] = held

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from qwen3tts_jax import config_25hz, tiny
-from qwen3tts_jax.tokenizer_25hz import dit as dits
+from qwen3tts_jax.config import tiny, tokenizer_25hz
+from qwen3tts_jax.models.tokenizer_25hz import dit as dits
 
-TINY = config_25hz.Tokenizer25HzConfig.from_hf(tiny.tokenizer_25hz_config()).dit
+TINY = tokenizer_25hz.Tokenizer25HzConfig.from_hf(tiny.tokenizer_25hz_config()).dit
 CHUNK, REPEATS = 2, 3  # codes of a block, mel frames of a code
 BLOCK = CHUNK * REPEATS
 CONFIG = dataclasses.replace(

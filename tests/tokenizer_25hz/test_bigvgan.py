@@ -14,12 +14,14 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from qwen3tts_jax import config_25hz, hf, hf_keys_25hz, tiny
-from qwen3tts_jax.tokenizer_25hz import bigvgan
+from qwen3tts_jax.checkpoints import key_tables_25hz, weights
+from qwen3tts_jax.config import tiny, tokenizer_25hz
+from qwen3tts_jax.models.tokenizer_25hz import bigvgan
+from qwen3tts_jax.nn import tree
 
-TINY = config_25hz.Tokenizer25HzConfig.from_hf(tiny.tokenizer_25hz_config()).bigvgan
+TINY = tokenizer_25hz.Tokenizer25HzConfig.from_hf(tiny.tokenizer_25hz_config()).bigvgan
 CHUNK = 32  # mel frames: 8 codes
-SMALL = config_25hz.BigVGANConfig(
+SMALL = tokenizer_25hz.BigVGANConfig(
     mel_bins=4,
     channels=16,
     kernel_sizes=(3, 7),
@@ -41,7 +43,7 @@ def make(config=SMALL) -> bigvgan.BigVGAN:
     """With random weights, each of which matters; few samples are clipped."""
     net = contract.random_part(lambda: bigvgan.BigVGAN(config, rngs=nnx.Rngs(0)))
     (last,) = net.last.convs
-    return hf.with_leaves(net, {"last.convs.0.kernel": 0.1 * last.kernel[...]})
+    return tree.with_leaves(net, {"last.convs.0.kernel": 0.1 * last.kernel[...]})
 
 
 def zero_state(net, batch: int):
@@ -113,9 +115,9 @@ def test_normalised_mel_equals_the_official_one(golden_25hz):
 @parity_25hz.over()
 def test_saved_tensors_are_the_loaded_ones(golden_25hz, tmp_path):
     config, net = golden_25hz.config.bigvgan, golden_25hz.parts["bigvgan"]
-    hf.save(tmp_path, dict(bigvgan=(net, hf_keys_25hz.bigvgan_rules(config))))
-    saved = safetensors.numpy.load_file(tmp_path / hf.WEIGHTS)
-    found = safetensors.numpy.load_file(golden_25hz.directory / hf.WEIGHTS)
+    weights.save(tmp_path, dict(bigvgan=(net, key_tables_25hz.bigvgan_rules(config))))
+    saved = safetensors.numpy.load_file(tmp_path / weights.WEIGHTS)
+    found = safetensors.numpy.load_file(golden_25hz.directory / weights.WEIGHTS)
     found = {k: v for k, v in found.items() if k.startswith("decoder.bigvgan.")}
     assert set(saved) == set(found)
     for key, tensor in found.items():
@@ -231,4 +233,4 @@ def test_a_configuration_that_cannot_be_built_is_named(change, expected):
     values = tiny.tokenizer_25hz_config()["decoder_config"]["bigvgan_config"]
     values = json.loads(json.dumps(values)) | change
     with pytest.raises(ValueError, match=expected):
-        config_25hz.BigVGANConfig.from_hf(values)
+        tokenizer_25hz.BigVGANConfig.from_hf(values)

@@ -12,8 +12,8 @@ import parity_25hz
 import pytest
 import small_dit
 
-from qwen3tts_jax.tokenizer_25hz import dit as dits
-from qwen3tts_jax.tokenizer_25hz import dit_blocks
+from qwen3tts_jax.models.tokenizer_25hz import dit as dits
+from qwen3tts_jax.models.tokenizer_25hz import dit_blocks
 
 TIME = inputs_25hz.TIME
 

@@ -12,11 +12,15 @@ import parity_25hz
 import pytest
 from flax import nnx
 
-from qwen3tts_jax import config_25hz, hf, hf_keys_25hz, tiny
-from qwen3tts_jax.tokenizer_25hz import encoder as encoders
-from qwen3tts_jax.tokenizer_25hz import features
+from qwen3tts_jax.checkpoints import key_tables_25hz, weights
+from qwen3tts_jax.config import tiny, tokenizer_25hz
+from qwen3tts_jax.models.tokenizer_25hz import encoder as encoders
+from qwen3tts_jax.models.tokenizer_25hz import features
+from qwen3tts_jax.nn import tree
 
-CONFIG = config_25hz.Tokenizer25HzConfig.from_hf(tiny.tokenizer_25hz_config()).encoder
+CONFIG = tokenizer_25hz.Tokenizer25HzConfig.from_hf(
+    tiny.tokenizer_25hz_config()
+).encoder
 WINDOW = 2 * CONFIG.window  # mel frames
 CODE = features.FRAMES_PER_CODE  # mel frames
 EXCUSED = 1  # of all codes of a file, by near ties
@@ -195,7 +199,7 @@ def test_bfloat16_stays_bfloat16(encoder):
     half = jax.tree_util.tree_map_with_path(
         lambda path, leaf: (
             leaf
-            if hf.leaf_path(path).endswith(hf.KEEP_FLOAT32)
+            if tree.leaf_path(path).endswith(weights.KEEP_FLOAT32)
             else leaf.astype(jnp.bfloat16)
         ),
         encoder,
@@ -215,8 +219,8 @@ NARROW = dataclasses.replace(CONFIG, codebook_dim=16, vq_positions=False)
 
 @pytest.mark.parametrize("config", [CONFIG, NARROW], ids=["tiny", "narrow codebook"])
 def test_every_parameter_has_a_name_of_its_own(config):
-    module = hf.abstract(encoders.Encoder, config)
-    plan = hf.leaves(module, hf_keys_25hz.encoder_rules(config))
+    module = weights.abstract(encoders.Encoder, config)
+    plan = weights.leaves(module, key_tables_25hz.encoder_rules(config))
     keys = [key for leaf in plan for key in leaf.keys]
     assert len(set(keys)) == len(keys)
     assert all(key.startswith("encoder.tokenizer.") for key in keys)
@@ -243,4 +247,4 @@ BAD = [
 def test_bad_configurations_are_one_clear_error(changes, message):
     values = tiny.tokenizer_25hz_config()["encoder_config"] | changes
     with pytest.raises(ValueError, match=message):
-        config_25hz.Tokenizer25HzEncoderConfig.from_hf(values)
+        tokenizer_25hz.Tokenizer25HzEncoderConfig.from_hf(values)

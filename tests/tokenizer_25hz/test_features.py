@@ -9,7 +9,7 @@ import numpy as np
 import parity_25hz
 import pytest
 
-from qwen3tts_jax.tokenizer_25hz import features
+from qwen3tts_jax.models.tokenizer_25hz import features
 
 # Absolute, of logarithms of about 1: what float32 leaves of faint bands.
 MEL_CLOSE = 1e-4

@@ -10,15 +10,15 @@ import parity_25hz
 import pytest
 import small_dit
 
-from qwen3tts_jax.tokenizer_25hz import dit_blocks, flow
+from qwen3tts_jax.models.tokenizer_25hz import dit_blocks, flow_matching
 
 CHUNK, REPEATS, BLOCK = small_dit.CHUNK, small_dit.REPEATS, small_dit.BLOCK
-OTHER = flow.Solver(*inputs_25hz.SOLVERS["other"])
-SHORT = flow.Solver(4, 0.0)  # 3 evaluations
+OTHER = flow_matching.Solver(*inputs_25hz.SOLVERS["other"])
+SHORT = flow_matching.Solver(4, 0.0)  # 3 evaluations
 
-whole = contract.quick_jit(flow.sample, static_argnames="solver")
-step = contract.quick_jit(flow.step)
-prepare = contract.quick_jit(flow.plan, static_argnames="solver")
+whole = contract.quick_jit(flow_matching.sample, static_argnames="solver")
+step = contract.quick_jit(flow_matching.step)
+prepare = contract.quick_jit(flow_matching.plan, static_argnames="solver")
 
 
 # ---------------------------------------------------------------------- official
@@ -40,9 +40,11 @@ def inputs_of(golden, rows):
 def test_mels_equal_the_official_ones(golden_25hz):
     """The official batch does not mask: what it decodes behind an end, counts here."""
     dit, long = golden_25hz.parts["dit"], max(inputs_25hz.DECODED)
-    assert flow.OFFICIAL == flow.Solver(*inputs_25hz.SOLVERS["official"])
+    assert flow_matching.OFFICIAL == flow_matching.Solver(
+        *inputs_25hz.SOLVERS["official"]
+    )
     for key, rows, solver in (
-        ("official", [0, 1], flow.OFFICIAL),
+        ("official", [0, 1], flow_matching.OFFICIAL),
         ("other", [0], OTHER),
     ):
         codes, voice, noise = inputs_of(golden_25hz, rows)
@@ -57,7 +59,7 @@ def test_rows_of_a_ragged_batch_are_the_official_ones_alone(golden_25hz):
     dit, counts = golden_25hz.parts["dit"], inputs_25hz.DECODED
     codes, voice, noise = inputs_of(golden_25hz, [0, 0])
     length = jnp.array(counts)
-    ours = whole(dit, codes, length, voice, noise, solver=flow.OFFICIAL)
+    ours = whole(dit, codes, length, voice, noise, solver=flow_matching.OFFICIAL)
     for row, (count, key) in enumerate(zip(counts, ("official", "short/official"))):
         frames = count * dit.config.repeats
         theirs = golden_25hz.arrays[f"dit/{key}"][0]
@@ -69,11 +71,11 @@ def test_rows_of_a_ragged_batch_are_the_official_ones_alone(golden_25hz):
 
 
 def test_times():
-    assert flow.horizon(small_dit.make()) == 9  # with the official ones
-    times = flow.OFFICIAL.times()
+    assert flow_matching.horizon(small_dit.make()) == 9  # with the official ones
+    times = flow_matching.OFFICIAL.times()
     expected = 1 - np.cos(np.pi / 2 * np.arange(10) / 9)
     np.testing.assert_allclose(times, expected, atol=1e-7)
-    even = flow.Solver(5, sway=None).times()
+    even = flow_matching.Solver(5, sway=None).times()
     np.testing.assert_allclose(even, [0, 0.25, 0.5, 0.75, 1], atol=1e-7)
 
 
@@ -89,7 +91,7 @@ def test_times():
 )
 def test_refuses_what_is_no_solver(fields, says):
     with pytest.raises(ValueError, match=says):
-        flow.Solver(**fields)
+        flow_matching.Solver(**fields)
 
 
 @contract.quick_jit
@@ -105,9 +107,9 @@ def evaluate(dit, mel, time, codes, voice):
     "solver",
     [
         SHORT,
-        flow.Solver(2, 0.0),
-        flow.Solver(3, 0.7, 0.5),
-        flow.OFFICIAL,
+        flow_matching.Solver(2, 0.0),
+        flow_matching.Solver(3, 0.7, 0.5),
+        flow_matching.OFFICIAL,
     ],
     ids=str,
 )
@@ -141,7 +143,7 @@ def test_any_solver_is_eulers_rule(solver):
 def test_noise_is_a_function_of_key_and_frame():
     keys = jax.random.split(jax.random.key(3), 2)
     frames = jnp.arange(50)[None].repeat(2, 0)
-    draw = contract.quick_jit(flow.frame_noise, static_argnums=2)
+    draw = contract.quick_jit(flow_matching.frame_noise, static_argnums=2)
     noise = np.asarray(draw(keys, frames, 7))
     assert noise.shape == (2, 50, 7) and abs(noise.std() - 1) < 0.1
     assert len(np.unique(noise)) == noise.size
@@ -153,7 +155,7 @@ def test_fixed_noise_makes_a_fixed_mel():
     dit, counts = small_dit.make(), jnp.array([7, 4])
     codes, voice = small_dit.codes(2, 7), small_dit.voices(dit, 2)
     keys = jax.random.split(jax.random.key(3), 2)
-    noise = flow.frame_noise(keys, jnp.arange(21)[None].repeat(2, 0), 6)
+    noise = flow_matching.frame_noise(keys, jnp.arange(21)[None].repeat(2, 0), 6)
     mel = whole(dit, codes, counts, voice, keys, solver=SHORT)
     again = whole(dit, codes, counts, voice, keys, solver=SHORT)
     np.testing.assert_array_equal(mel, again)
@@ -183,8 +185,8 @@ def test_what_stands_behind_the_end_changes_no_bit(filling):
 def stream(dit, codes, voice, noise, *, solver, lookahead: int, chunk: int = CHUNK):
     """The mel of one utterance, made block after block; its codes may come all late."""
     plan = prepare(dit, solver=solver)
-    state = flow.init_stream(dit, plan, voice, noise)
-    size, count = flow.window_codes(dit.config, lookahead), codes.shape[1]
+    state = flow_matching.init_stream(dit, plan, voice, noise)
+    size, count = flow_matching.window_codes(dit.config, lookahead), codes.shape[1]
     padded = np.pad(codes, ((0, 0), (0, size)), constant_values=-1)
     made = []
     for start in range(0, count, chunk):
@@ -221,7 +223,7 @@ def difference(dit, count: int, *, solver, lookahead: int) -> np.ndarray:
 def test_without_looks_ahead_streaming_is_the_whole(count):
     """With no overlap at all.  1e-5: float32 sums in another order."""
     dit = small_dit.make(look_back=(0, 1), look_ahead=())
-    assert flow.horizon(dit, SHORT) == 0
+    assert flow_matching.horizon(dit, SHORT) == 0
     assert difference(dit, count, solver=SHORT, lookahead=0).max() < 1e-5
 
 
@@ -231,8 +233,8 @@ def test_without_looks_ahead_streaming_is_the_whole(count):
 )
 def test_with_the_horizon_ahead_streaming_is_the_whole(back, ahead, guidance):
     dit = small_dit.make(look_back=back, look_ahead=ahead)
-    solver = flow.Solver(3, guidance)
-    horizon = flow.horizon(dit, solver)
+    solver = flow_matching.Solver(3, guidance)
+    horizon = flow_matching.horizon(dit, solver)
     assert horizon == 2 * len(ahead)
     count = CHUNK * (horizon + 4) - 1
     assert difference(dit, count, solver=solver, lookahead=horizon).max() < 1e-5
@@ -241,7 +243,7 @@ def test_with_the_horizon_ahead_streaming_is_the_whole(back, ahead, guidance):
 def test_with_fewer_blocks_ahead_it_is_near_the_whole():
     """Each further block brings it nearer; none at all costs most."""
     dit, count = small_dit.make(), CHUNK * BLOCKS
-    assert flow.horizon(dit, SHORT) == 3
+    assert flow_matching.horizon(dit, SHORT) == 3
     none, one, two = (
         difference(dit, count, solver=SHORT, lookahead=n).max() for n in range(3)
     )
@@ -257,7 +259,7 @@ def test_all_blocks_up_to_the_end_are_as_good_as_the_horizon():
 def test_a_mel_sees_as_far_as_its_horizon():
     """A code behind it changes no bit, one at its end does."""
     dit = small_dit.make()
-    horizon, count = flow.horizon(dit, SHORT), CHUNK * BLOCKS
+    horizon, count = flow_matching.horizon(dit, SHORT), CHUNK * BLOCKS
     codes, voice, noise = utterance(dit, count)
 
     def blocks(codes):
@@ -273,7 +275,7 @@ def test_a_mel_sees_as_far_as_its_horizon():
 def test_rows_stream_at_blocks_of_their_own(compiled):
     """One has begun earlier, one waits for a while; nothing is compiled twice."""
     dit, solver = small_dit.make(), SHORT
-    plan, size = prepare(dit, solver=solver), flow.window_codes(dit.config, 1)
+    plan, size = prepare(dit, solver=solver), flow_matching.window_codes(dit.config, 1)
     codes, voice = small_dit.codes(2, CHUNK * 5), small_dit.voices(dit, 2)
     noise = small_dit.random(2, CHUNK * 5 * REPEATS, dit.config.mel_bins)
     expected = [
@@ -287,7 +289,11 @@ def test_rows_stream_at_blocks_of_their_own(compiled):
         )
         for i in (0, 1)
     ]
-    state, made, at = flow.init_stream(dit, plan, voice, noise), [[], []], [0, 0]
+    state, made, at = (
+        flow_matching.init_stream(dit, plan, voice, noise),
+        [[], []],
+        [0, 0],
+    )
     padded = np.pad(codes, ((0, 0), (0, size)))
     before = len(compiled())
     for active in ((0,), (0, 1), (0,), (1,), (0, 1), (1,)):
@@ -315,7 +321,7 @@ def test_what_is_not_there_yet_changes_no_bit():
     for filling, code in ((0, 1), (np.nan, -1)):
         filled = noise.at[:, count * REPEATS :].set(filling)
         window = codes.at[:, count:].set(code)
-        state = flow.init_stream(dit, plan, voice, filled)
+        state = flow_matching.init_stream(dit, plan, voice, filled)
         results.append(step(dit, plan, window, jnp.full(1, count), state))
     (mel, state), (other, after) = results
     assert np.isfinite(mel).all()
@@ -326,12 +332,12 @@ def test_what_is_not_there_yet_changes_no_bit():
 
 def test_windows_are_whole_codes():
     config = small_dit.CONFIG
-    assert flow.window_codes(config, 0) == CHUNK
-    assert flow.window_codes(config, 2) == 3 * CHUNK
+    assert flow_matching.window_codes(config, 0) == CHUNK
+    assert flow_matching.window_codes(config, 2) == 3 * CHUNK
     with pytest.raises(ValueError, match="blocks of 7 mel frames, expected a multiple"):
-        flow.window_codes(small_dit.make(block=7).config, 0)
+        flow_matching.window_codes(small_dit.make(block=7).config, 0)
     with pytest.raises(ValueError, match="got lookahead_blocks -1"):
-        flow.window_codes(config, -1)
+        flow_matching.window_codes(config, -1)
 
 
 def test_a_block_that_is_no_whole_number_of_codes_is_made_whole():

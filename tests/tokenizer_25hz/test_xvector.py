@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3tts_jax import config as configs
-from qwen3tts_jax import config_25hz, hf, hf_keys, random_checkpoint, tiny
-from qwen3tts_jax import speaker_encoder as speaker_encoders
-from qwen3tts_jax.tokenizer_25hz import features, xvector
+from qwen3tts_jax.checkpoints import hub, key_tables, random_weights
+from qwen3tts_jax.checkpoints import weights as weight_files
+from qwen3tts_jax.codecs import xvector
+from qwen3tts_jax.config import tiny, tokenizer_25hz, tts
+from qwen3tts_jax.models import speaker_encoder
+from qwen3tts_jax.models.tokenizer_25hz import features
 
 VALUES = tiny.tokenizer_25hz_config()
-CONFIG = config_25hz.Tokenizer25HzConfig.from_hf(VALUES)
+CONFIG = tokenizer_25hz.Tokenizer25HzConfig.from_hf(VALUES)
 DIM = CONFIG.dit.xvector_dim
 CAMPPLUS, OURS = xvector.FILES[xvector.CAMPPLUS], xvector.FILES[xvector.SPEAKER_ENCODER]
 ONNX_FLOAT, ONNX_INTS = 1, 7  # TensorProto.FLOAT, AttributeProto.INTS
@@ -33,7 +35,7 @@ def wave() -> np.ndarray:
 def directory(tmp_path_factory):
     """A tokenizer with our own model."""
     out = tmp_path_factory.mktemp("tokenizer") / "it"
-    random_checkpoint.write_tokenizer_25hz(out, VALUES, seed=5)
+    random_weights.write_tokenizer_25hz(out, VALUES, seed=5)
     return out
 
 
@@ -131,16 +133,16 @@ def test_our_own_model_hears_the_same_level(directory, wave):
     vectors = xvector.XVectors.open(directory, CONFIG)
     assert vectors.kind == "speaker_encoder"
     vector, mel = vectors.reference(wave)
-    config = configs.SpeakerEncoderConfig.from_hf(VALUES[xvector.CONFIG_KEY])
+    config = tts.SpeakerEncoderConfig.from_hf(VALUES[xvector.CONFIG_KEY])
     parts = dict(
         it=(
-            hf.abstract(speaker_encoders.SpeakerEncoder, config),
-            hf_keys.speaker_encoder_rules(config),
+            weight_files.abstract(speaker_encoder.SpeakerEncoder, config),
+            key_tables.speaker_encoder_rules(config),
         )
     )
-    loaded = hf.load(directory, parts, dtype=jnp.float32, weights=OURS)
+    loaded = weight_files.load(directory, parts, dtype=jnp.float32, weights=OURS)
     level = features.normalize(wave)
-    expected = speaker_encoders.embed_wave(loaded["it"], level, features.RATE)
+    expected = speaker_encoder.embed_wave(loaded["it"], level, features.RATE)
     expected = expected / np.linalg.norm(expected)
     np.testing.assert_allclose(vector, expected, atol=1e-6)
     assert vector.shape == (DIM,) and len(mel) == len(wave) // features.HOP
@@ -148,7 +150,7 @@ def test_our_own_model_hears_the_same_level(directory, wave):
 
 def test_the_official_one_comes_first_and_files_travel(directory, tmp_path):
     (tmp_path / OURS).write_bytes((directory / OURS).read_bytes())
-    hf.write_json(tmp_path / "config.json", VALUES)
+    hub.write_json(tmp_path / "config.json", VALUES)
     assert xvector.XVectors.open(tmp_path, CONFIG).kind == "speaker_encoder"
     (tmp_path / CAMPPLUS).write_bytes(b"official")
     both = xvector.XVectors.open(tmp_path, CONFIG)
@@ -165,7 +167,7 @@ def test_weights_of_ours_need_a_configuration_that_fits(directory, tmp_path):
         values[xvector.CONFIG_KEY]["enc_dim"] = width
         if width is None:
             del values[xvector.CONFIG_KEY]
-        hf.write_json(tmp_path / "config.json", values)
+        hub.write_json(tmp_path / "config.json", values)
         with pytest.raises(ValueError, match=message):
             xvector.XVectors.open(tmp_path, CONFIG)
 

@@ -5,23 +5,20 @@ import dataclasses
 import jax
 import numpy as np
 
-from qwen3tts_jax import config as configs
-from qwen3tts_jax import tiny
+from qwen3tts_jax.config import tiny, tokenizer_12hz
 from qwen3tts_jax.nn import quantizer
-from qwen3tts_jax.training import (
-    codec,
-    codec_losses,
-    codec_state,
-    discriminators,
-    optimizer,
-)
+from qwen3tts_jax.training import optimizer
+from qwen3tts_jax.training.codec import discriminators
+from qwen3tts_jax.training.codec import generator as codec
+from qwen3tts_jax.training.codec import losses as codec_losses
+from qwen3tts_jax.training.codec import train_step as codec_state
 
 HOP = 1920
 TEACHER = 6
 CODES = 16
 
 
-def config() -> configs.Tokenizer12HzConfig:
+def config() -> tokenizer_12hz.Tokenizer12HzConfig:
     """Tiny, with few codes: a batch here has few frames."""
     values = tiny.tokenizer_config()
     for part in ("encoder_config", "decoder_config"):
@@ -29,7 +26,7 @@ def config() -> configs.Tokenizer12HzConfig:
         values[part]["num_hidden_layers"] = 1
     values["encoder_config"]["num_filters"] = 4
     values["decoder_config"]["decoder_dim"] = 32
-    return configs.Tokenizer12HzConfig.from_hf(values)
+    return tokenizer_12hz.Tokenizer12HzConfig.from_hf(values)
 
 
 JUDGES = discriminators.Config(
@@ -40,7 +37,7 @@ WEIGHTS = dict(mel=15.0, adversarial=1.0, feature=2.0, commitment=0.25, semantic
 
 
 def recipe(*, weights=None, optim=None, mesh=None, **settings) -> codec_state.Recipe:
-    """Settings of `codec.Settings` by name; weights that differ from WEIGHTS."""
+    """Settings of `generator.Settings` by name; weights that differ from WEIGHTS."""
     usual = dict(
         discriminators=JUDGES,
         scales=SCALES,

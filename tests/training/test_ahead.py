@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from qwen3tts_jax import sharding
-from qwen3tts_jax.training import ahead, flops, hlo
+from qwen3tts_jax.training.aot import compile, flops, hlo
 
 # What compilers write: XLA for TPU, then for CPU and GPU.
 TPU_TEXT = """
@@ -82,7 +82,9 @@ import functools
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from qwen3tts_jax import sharding
-from qwen3tts_jax.training import ahead, fsdp, hlo
+from qwen3tts_jax.training import fsdp
+from qwen3tts_jax.training.aot import compile
+from qwen3tts_jax.training.aot import hlo
 
 mesh = sharding.make_mesh(fsdp=4)
 place = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
@@ -100,8 +102,8 @@ kernel = jax.ShapeDtypeStruct((6, 64, 64), jnp.float32, sharding=place(None, "fs
 kernels = {"attention": {"query": {"kernel": kernel}}}
 x = jax.ShapeDtypeStruct((8, 64), jnp.bfloat16, sharding=place("fsdp"))
 step = jax.jit(step, out_shardings=jax.tree.map(lambda k: k.sharding, kernels))
-compiled = ahead.compile_step(step, kernels, x, devices=mesh)
-made = ahead.report(compiled, devices=mesh, model=1.0, executed=2.0)
+compiled = compile.compile_step(step, kernels, x, devices=mesh)
+made = compile.report(compiled, devices=mesh, model=1.0, executed=2.0)
 for c in made.collectives:
     print(c.kind, c.size, c.group, c.times)
 print("memory", made.memory, "arguments", made.arguments)
@@ -123,7 +125,7 @@ def test_a_compiled_function_tells_what_it_gathers():
     assert f"arguments {arguments}" in lines[-1]
 
 
-def made(**fields) -> ahead.Report:
+def made(**fields) -> compile.Report:
     plain = dict(
         kind="TPU v5 lite",
         count=4,
@@ -137,7 +139,7 @@ def made(**fields) -> ahead.Report:
         executed=4 * 197e12,
         counted=1e9,
     )
-    return ahead.Report(**plain | fields)
+    return compile.Report(**plain | fields)
 
 
 def test_the_longest_of_three_limits_the_projection():
@@ -160,7 +162,7 @@ def test_what_does_not_fit_is_an_error():
     made().check()
     assert "5.00 GiB of 15.75" in made().text()
     with pytest.raises(
-        ahead.DoesNotFit, match="18.00 GiB, and a TPU v5 lite has 15.75"
+        compile.DoesNotFit, match="18.00 GiB, and a TPU v5 lite has 15.75"
     ):
         made(temporary=16 * 2**30).check()
     with pytest.raises(ValueError, match="add its peaks to flops.DEVICES"):
@@ -174,7 +176,7 @@ def test_a_step_compiles_for_tpus_that_are_not_here():
     """Packed attention by the TPU kernels, and an array that no TPU can hold."""
     from qwen3tts_jax.nn import packed_attention
 
-    mesh = ahead.mesh(ahead.devices("v5e:2x2"), fsdp=2, sequence=2)
+    mesh = compile.mesh(compile.devices("v5e:2x2"), fsdp=2, sequence=2)
     rows = jax.NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "sequence"))
     heads = jax.ShapeDtypeStruct((2, 512, 4, 128), jnp.bfloat16, sharding=rows)
     segment = jax.ShapeDtypeStruct((2, 512), jnp.int32, sharding=rows)
@@ -183,13 +185,13 @@ def test_a_step_compiles_for_tpus_that_are_not_here():
             q, q, q, s, implementation="splash", mesh=mesh
         )
     )
-    compiled = ahead.compile_step(step, heads, segment, devices=mesh)
-    report = ahead.report(compiled, devices=mesh, model=1e9, executed=1e9)
+    compiled = compile.compile_step(step, heads, segment, devices=mesh)
+    report = compile.report(compiled, devices=mesh, model=1e9, executed=1e9)
     report.check()
     assert any(c.kind == "all-gather" and c.group == 2 for c in report.collectives)
     huge = jax.ShapeDtypeStruct((2**17, 2**17), jnp.float32, sharding=rows)
-    with pytest.raises(ahead.DoesNotFit, match="has 15.75 GiB"):
-        ahead.compile_step(jax.jit(lambda x: x @ x), huge, devices=mesh)
+    with pytest.raises(compile.DoesNotFit, match="has 15.75 GiB"):
+        compile.compile_step(jax.jit(lambda x: x @ x), huge, devices=mesh)
 
 
 def test_a_mesh_is_of_all_its_devices_or_says_why_not():
@@ -199,7 +201,7 @@ def test_a_mesh_is_of_all_its_devices_or_says_why_not():
     else:
         match = "expected the 4 of v5e:2x2"
     with pytest.raises(ValueError, match=match):
-        ahead.mesh(ahead.devices("v5e:2x2"), fsdp=3)
+        compile.mesh(compile.devices("v5e:2x2"), fsdp=3)
 
 
 def test_devices_are_known_by_the_names_that_jax_gives_them():

@@ -9,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3tts_jax import speech_tokenizer, tiny
-from qwen3tts_jax.training import codec, codec_losses, codec_state
+from qwen3tts_jax import speech_tokenizer
+from qwen3tts_jax.config import tiny
+from qwen3tts_jax.training.codec import generator as codec
+from qwen3tts_jax.training.codec import losses as codec_losses
+from qwen3tts_jax.training.codec import train_step as codec_state
 
 STEPS = 40
 CLOSE = 1e-4  # of the largest sample: random weights make float32 errors grow

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from qwen3tts_jax import audio
-from qwen3tts_jax.training import codec_losses
+from qwen3tts_jax.audio import mel as log_mels
+from qwen3tts_jax.training.codec import losses as codec_losses
 
 SCALES = codec_losses.MelScales(windows=(128, 256), bins=(20, 40))
 SAMPLES = 1001  # no multiple of any hop
@@ -49,7 +49,7 @@ def test_stft_is_that_of_the_definition(window):
 def plain_log_mel(wave: np.ndarray, window: int, bins: int) -> np.ndarray:
     padded = np.pad(wave, window // 2, mode="reflect")
     magnitude = np.abs(np.fft.rfft(plain_frames(padded, window)))
-    mel = magnitude @ audio.mel_filterbank(bins=bins, n_fft=window).T
+    mel = magnitude @ log_mels.mel_filterbank(bins=bins, n_fft=window).T
     return np.log10(np.maximum(mel, 1e-5))
 
 
@@ -92,7 +92,7 @@ def test_the_gradient_of_mel_distance_is_finite_at_silence(silent):
 def test_an_empty_filter_says_nothing():
     """80 bins of 17 frequencies: most filters hold none."""
     scales = codec_losses.MelScales(windows=(32,), bins=(80,))
-    assert (audio.mel_filterbank(bins=80, n_fft=32).max(axis=1) == 0).any()
+    assert (log_mels.mel_filterbank(bins=80, n_fft=32).max(axis=1) == 0).any()
     value, gradient = mel_gradient(noise(0, 1, 200), noise(1, 1, 200), scales)
     assert np.isfinite(value) and np.isfinite(gradient).all() and value > 0
 
@@ -100,7 +100,7 @@ def test_an_empty_filter_says_nothing():
 def test_the_default_scales_have_no_empty_filter():
     scales = codec_losses.MelScales()
     for window, bins in zip(scales.windows, scales.bins):
-        assert audio.mel_filterbank(bins=bins, n_fft=window).max(axis=1).min() > 0
+        assert log_mels.mel_filterbank(bins=bins, n_fft=window).max(axis=1).min() > 0
 
 
 def test_waves_too_short_are_refused():

@@ -7,7 +7,7 @@ import examples
 import jax
 import numpy as np
 
-from qwen3tts_jax.training import codec_start
+from qwen3tts_jax.training.codec import initialization as codec_start
 
 # no crop is quantised: the codebooks are still empty
 RECIPE = made.recipe(bypass=1.0, dropout=0.0)

@@ -7,7 +7,8 @@ import optax
 import pytest
 from flax import nnx
 
-from qwen3tts_jax.training import codec_losses, discriminators
+from qwen3tts_jax.training.codec import discriminators
+from qwen3tts_jax.training.codec import losses as codec_losses
 
 CONFIG = discriminators.Config(  # small: most of the time is XLA's compiler's
     periods=(2, 3),

@@ -11,25 +11,28 @@ import parity
 import pytest
 import safetensors.numpy
 
-from qwen3tts_jax import Qwen3TTSModel, hf, released
-from qwen3tts_jax import config as configs
-from qwen3tts_jax.training import export, lora, parts, start, state
+from qwen3tts_jax import Qwen3TTSModel
+from qwen3tts_jax.checkpoints import hub
+from qwen3tts_jax.checkpoints import weights as weight_files
+from qwen3tts_jax.config import released, tts
+from qwen3tts_jax.training.lm import export, initialization, lora, train_step
+from qwen3tts_jax.training.lm import params as parts
 
 SHORT = dict(max_new_tokens=4, seed=3)  # three frames
 TABLE = "talker.model.codec_embedding.weight"
 
 
-def read(path) -> tuple[dict, configs.Qwen3TTSConfig]:
-    found = hf.read_json(path / "config.json")
-    return found, configs.Qwen3TTSConfig.from_hf(found)
+def read(path) -> tuple[dict, tts.Qwen3TTSConfig]:
+    found = hub.read_json(path / "config.json")
+    return found, tts.Qwen3TTSConfig.from_hf(found)
 
 
 def trained(path) -> parts.Parts:
-    return start.from_official(path, read(path)[1])
+    return initialization.from_official(path, read(path)[1])
 
 
 def weights(path) -> dict[str, np.ndarray]:
-    return safetensors.numpy.load_file(path / hf.WEIGHTS)
+    return safetensors.numpy.load_file(path / weight_files.WEIGHTS)
 
 
 def voices(count: int = 2) -> dict[str, np.ndarray]:
@@ -66,7 +69,7 @@ def without_names(path) -> Qwen3TTSModel:
 # ------------------------------------------------------------------ without voices
 
 
-@pytest.mark.parametrize("variant", configs.VARIANTS)
+@pytest.mark.parametrize("variant", tts.VARIANTS)
 def test_unchanged_weights_are_bit_exact(checkpoint, tmp_path, variant):
     """Through float32 and stacked layers, back to the source's bfloat16."""
     size = "1.7B" if variant == "voice_design" else "0.6B"
@@ -83,9 +86,9 @@ def test_unchanged_weights_are_bit_exact(checkpoint, tmp_path, variant):
         for path in (source, tmp_path / "out")
     ]
     assert files[0] == files[1] and "preprocessor_config.json" in files[0]
-    for name in files[0] - {hf.WEIGHTS}:
+    for name in files[0] - {weight_files.WEIGHTS}:
         same = (source / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
-        assert same or hf.read_json(source / name) == hf.read_json(
+        assert same or hub.read_json(source / name) == hub.read_json(
             tmp_path / "out" / name
         )
 
@@ -114,9 +117,9 @@ def test_missing_side_files_are_written(base, tmp_path):
         (source / name).unlink()
     config, _ = read(source)
     export.export(tmp_path / "out", trained(source), config, source)
-    found = hf.read_json(tmp_path / "out" / "generation_config.json")
+    found = hub.read_json(tmp_path / "out" / "generation_config.json")
     assert found == released.GENERATION_CONFIG
-    found = hf.read_json(tmp_path / "out" / "preprocessor_config.json")
+    found = hub.read_json(tmp_path / "out" / "preprocessor_config.json")
     assert found == released.PREPROCESSOR_CONFIG
 
 
@@ -180,7 +183,7 @@ def test_new_voices_join_those_of_a_custom_voice_model(checkpoint, tmp_path):
     assert new == set(range(3000, 3072)) - {3010, 3061, 3065, 3066}
     assert made["talker_config"]["spk_is_dialect"]["eric"] == "sichuan_dialect"
     assert config["talker_config"]["spk_id"] == released.SPEAKERS  # left as it was
-    assert configs.Qwen3TTSConfig.from_hf(made).variant == "custom_voice"
+    assert tts.Qwen3TTSConfig.from_hf(made).variant == "custom_voice"
 
 
 def test_names_in_any_script(base):
@@ -193,7 +196,7 @@ def test_adapters_are_merged(base, tmp_path):
     """What is exported is the model that training has seen."""
     config, _ = read(base)
     before = trained(base)
-    params = state.flatten(before)
+    params = train_step.flatten(before)
     settings = lora.LoRA(2, 4.0, (r"mlp\.up\.kernel$",))
     adapters = settings.init(params, jax.random.key(0))
     adapters = {name: x + 0.05 for name, x in adapters.items()}

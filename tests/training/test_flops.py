@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from qwen3tts_jax import config as configs
-from qwen3tts_jax import released
-from qwen3tts_jax.training import flops
+from qwen3tts_jax.config import released, tts
+from qwen3tts_jax.training.aot import flops
 
 # GFLOP to train one frame: (talker layers and head, predictor).  By hand, 1.7B:
 # 28 * (2048 * (2048 + 1024 + 1024 + 2048) + 3 * 2048 * 6144) + 2048 * 3072 weights,
@@ -14,7 +13,7 @@ BY_HAND = {"0.6B": (2.66, 7.74), "1.7B": (8.49, 7.94)}
 
 
 def config(size):
-    return configs.Qwen3TTSConfig.from_hf(released.tts_config(size, "base"))
+    return tts.Qwen3TTSConfig.from_hf(released.tts_config(size, "base"))
 
 
 @pytest.mark.parametrize("size", released.SIZES)

@@ -5,18 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3tts_jax import config as configs
-from qwen3tts_jax import tiny
-from qwen3tts_jax.training import lora, parts, state
+from qwen3tts_jax.config import tiny, tts
+from qwen3tts_jax.training.lm import lora, train_step
+from qwen3tts_jax.training.lm import params as parts
 
-CONFIG = configs.Qwen3TTSConfig.from_hf(tiny.tts_config("custom_voice"))
+CONFIG = tts.Qwen3TTSConfig.from_hf(tiny.tts_config("custom_voice"))
 TALKER = r"talker\.transformer\.layers\..*\.kernel$"
 UP = "talker.transformer.layers.mlp.up.kernel"
 
 
 @pytest.fixture(scope="module")
 def params() -> dict:
-    shapes, draw = state.flatten(parts.abstract(CONFIG)), np.random.default_rng(0)
+    shapes, draw = train_step.flatten(parts.abstract(CONFIG)), np.random.default_rng(0)
     return {
         path: jnp.asarray(draw.normal(0, 0.02, x.shape), jnp.float32)
         for path, x in shapes.items()

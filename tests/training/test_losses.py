@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import parity
 
-from qwen3tts_jax import prompt
-from qwen3tts_jax.training import losses
+from qwen3tts_jax.generation import prompt
+from qwen3tts_jax.training.lm import losses
 
 LOSS_CLOSE = 1e-4  # nats; float32 sums differ by some 1e-6
 LENGTH, TRAILING, FRAMES = 64, 32, inputs.TRAINED + 3  # padded sizes

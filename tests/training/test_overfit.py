@@ -9,9 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from qwen3tts_jax import Qwen3TTSModel, hf
-from qwen3tts_jax.training import export, packing, start
-from qwen3tts_jax.training import state as states
+from qwen3tts_jax import Qwen3TTSModel
+from qwen3tts_jax.checkpoints import hub
+from qwen3tts_jax.training import packing
+from qwen3tts_jax.training.lm import export, initialization, train_step
 
 TEXTS = (
     "Good morning.",
@@ -68,15 +69,15 @@ def exported(utterances, checkpoint, tmp_path_factory):
         packing=dict(predictor_fraction=0.5),
         optimizer=dict(b2=0.9, weight_decay=0.0, freeze=FREEZE),
     )
-    parts = start.from_official(source, examples.WHOLE)
-    state = jax.jit(recipe.init)(states.flatten(parts), jax.random.key(1))
+    parts = initialization.from_official(source, examples.WHOLE)
+    state = jax.jit(recipe.init)(train_step.flatten(parts), jax.random.key(1))
     rows = [utterances[:4], utterances[4:]]
     batch = packing.pack(examples.WHOLE, rows, packing.Shape(LENGTH, voices=4))
     options = examples.compiler(1)
     step = jax.jit(recipe.step, donate_argnums=0, compiler_options=options)
     for _ in range(STEPS):
         state, _ = step(state, batch)
-    config = hf.read_json(source / "config.json")
+    config = hub.read_json(source / "config.json")
     export.export(out, recipe.model(state), config, source, dtype=None)
     return out
 

@@ -5,17 +5,17 @@ import jax
 import numpy as np
 import parity
 
-from qwen3tts_jax.training import fsdp, losses, packing
-from qwen3tts_jax.training import parts as model_parts
+from qwen3tts_jax.training import fsdp, packing
+from qwen3tts_jax.training.lm import losses, params
 
 LOSS_CLOSE = 1e-4  # nats; float32 sums differ by some 1e-6
 LENGTH = 160
 ALONE = fsdp.Gather(None, "float32")
 
 
-def parts_of(golden) -> model_parts.Parts:
+def parts_of(golden) -> params.Parts:
     lm = golden.model.language_model
-    return model_parts.Parts(lm.talker, lm.predictor, None)
+    return params.Parts(lm.talker, lm.predictor, None)
 
 
 def packed_rows(golden, rows: list[list[str]], *, frames=inputs.TRAINED) -> dict:

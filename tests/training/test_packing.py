@@ -5,7 +5,7 @@ import parity
 import pytest
 
 from qwen3tts_jax import model as models
-from qwen3tts_jax import prompt
+from qwen3tts_jax.generation import prompt
 from qwen3tts_jax.training import packing
 
 NONE = prompt.NONE

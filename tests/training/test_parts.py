@@ -8,11 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from qwen3tts_jax import config as configs
-from qwen3tts_jax import generate, hf, model, released, tiny
-from qwen3tts_jax.training import parts
+from qwen3tts_jax import model
+from qwen3tts_jax.checkpoints import weights
+from qwen3tts_jax.config import released, tiny, tts
+from qwen3tts_jax.generation import generate
+from qwen3tts_jax.nn import tree as trees
+from qwen3tts_jax.training.lm import params
 
-CONFIG = configs.Qwen3TTSConfig.from_hf(tiny.tts_config("custom_voice"))
+CONFIG = tts.Qwen3TTSConfig.from_hf(tiny.tts_config("custom_voice"))
 
 
 @pytest.mark.parametrize(
@@ -24,8 +27,8 @@ CONFIG = configs.Qwen3TTSConfig.from_hf(tiny.tts_config("custom_voice"))
 )
 def test_shapes_are_those_of_the_checkpoint(size, variant):
     """As many numbers as the official layout, and every one of them has its key."""
-    config = configs.Qwen3TTSConfig.from_hf(released.tts_config(size, variant))
-    made, official = parts.abstract(config), model.model_parts(config)
+    config = tts.Qwen3TTSConfig.from_hf(released.tts_config(size, variant))
+    made, official = params.abstract(config), model.model_parts(config)
     assert (made.speaker_encoder is not None) == (variant == "base")
     pairs = dict(talker=made.talker, code_predictor=made.predictor)
     if variant == "base":
@@ -34,7 +37,7 @@ def test_shapes_are_those_of_the_checkpoint(size, variant):
         {
             key
             for name, module in modules.items()
-            for leaf in hf.leaves(module, official[name][1])
+            for leaf in weights.leaves(module, official[name][1])
             for key in leaf.keys
         }
         for modules in (pairs, {name: pair[0] for name, pair in official.items()})
@@ -49,15 +52,15 @@ def count(tree) -> int:
 
 
 @pytest.fixture(scope="module")
-def made() -> parts.Parts:
-    return parts.init(CONFIG, jax.random.key(1))
+def made() -> params.Parts:
+    return params.init(CONFIG, jax.random.key(1))
 
 
 def test_random_parts_are_as_wide_as_the_configuration_says(made):
     flat, _ = jax.tree_util.tree_flatten_with_path(made)
     seen = set()
     for path, leaf in flat:
-        name, values = hf.leaf_path(path), np.asarray(leaf)
+        name, values = trees.leaf_path(path), np.asarray(leaf)
         assert values.dtype == np.float32
         kind = name.rpartition(".")[2]
         if kind in ("kernel", "embedding", "heads"):
@@ -75,8 +78,8 @@ def test_random_parts_are_as_wide_as_the_configuration_says(made):
 
 
 def test_one_seed_one_model(made):
-    again = parts.init(CONFIG, jax.random.key(1))
-    other = parts.init(CONFIG, jax.random.key(2))
+    again = params.init(CONFIG, jax.random.key(1))
+    other = params.init(CONFIG, jax.random.key(2))
     heads = [np.asarray(p.predictor.heads[...]) for p in (made, again, other)]
     assert (heads[0] == heads[1]).all() and not (heads[0] == heads[2]).any()
 
@@ -91,13 +94,15 @@ def test_lm_is_what_generation_takes(made):
 SHARDED = """
 import sys
 import jax, numpy as np
-from qwen3tts_jax import config as configs, sharding, tiny
-from qwen3tts_jax.training import parts
+from qwen3tts_jax import sharding
+from qwen3tts_jax.config import tts
+from qwen3tts_jax.config import tiny
+from qwen3tts_jax.training.lm import params
 
-config = configs.Qwen3TTSConfig.from_hf(tiny.tts_config("custom_voice"))
+config = tts.Qwen3TTSConfig.from_hf(tiny.tts_config("custom_voice"))
 mesh = sharding.make_mesh(data=1, fsdp=2, tensor=2)
-cut = parts.init(config, jax.random.key(1), mesh)
-places = parts.shardings(parts.abstract(config), mesh)
+cut = params.init(config, jax.random.key(1), mesh)
+places = params.shardings(params.abstract(config), mesh)
 for leaf, place in zip(jax.tree.leaves(cut), jax.tree.leaves(places), strict=True):
     assert leaf.sharding.is_equivalent_to(place, leaf.ndim), (leaf.shape, leaf.sharding)
 up = cut.talker.transformer.layers.mlp.up.kernel[...]

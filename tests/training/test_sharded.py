@@ -6,7 +6,7 @@ import examples
 import numpy as np
 
 from qwen3tts_jax import sharding
-from qwen3tts_jax.training import state as states
+from qwen3tts_jax.training.lm import train_step
 
 CLOSE = 1e-5  # nats; other meshes add float32 numbers in another order
 LARGE = 1024  # numbers of a parameter that must be cut
@@ -36,7 +36,7 @@ def test_every_mesh_has_the_same_losses():
 
 
 def test_parameters_are_cut_as_the_rules_say():
-    leaves = states.flatten(examples.recipe().abstract_parts())
+    leaves = train_step.flatten(examples.recipe().abstract_parts())
     for path, leaf in leaves.items():
         # rules are over paths inside a part
         axes = list(sharding.spec(path.partition(".")[2], leaf.ndim))

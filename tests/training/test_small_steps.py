@@ -10,18 +10,11 @@ import pytest
 import text_files
 
 from data.family import vocabulary
-from qwen3tts_jax import (
-    code_predictor,
-    generate,
-    hf,
-    prompt,
-    random_checkpoint,
-    small,
-    talker,
-    text,
-    tiny,
-)
-from qwen3tts_jax import config as configs
+from qwen3tts_jax.checkpoints import random_weights, weights
+from qwen3tts_jax.config import small, tiny, tts
+from qwen3tts_jax.generation import generate, prompt
+from qwen3tts_jax.models import code_predictor, talker
+from qwen3tts_jax.text import tokenizer as text_tokenizer
 from qwen3tts_jax.training import packing
 
 VOCABULARY = 300  # ids: 256 bytes, 6 added tokens, "assistant", a few merges
@@ -37,31 +30,34 @@ def text_dir(tmp_path_factory) -> pathlib.Path:
     return out
 
 
-def narrow(text_dir) -> configs.Qwen3TTSConfig:
+def narrow(text_dir) -> tts.Qwen3TTSConfig:
     """The ids and vocabularies of the small talker, with the widths of a tiny one."""
-    values = random_checkpoint.tts_config("small", "base", text_dir)
+    values = random_weights.tts_config("small", "base", text_dir)
     talking = values["talker_config"]
     talking |= tiny.TALKER | dict(text_hidden_size=32, num_hidden_layers=1)
     talking["rope_scaling"]["mrope_section"] = tiny.MROPE_SECTION
     predictor = tiny.PREDICTOR | dict(hidden_size=48, num_hidden_layers=1)
     talking["code_predictor_config"] |= predictor | dict(layer_types=["full_attention"])
-    config = configs.Qwen3TTSConfig.from_hf(values)
+    config = tts.Qwen3TTSConfig.from_hf(values)
     return dataclasses.replace(config, speaker_encoder=None)  # voices are x-vectors
 
 
-def speaking(config: configs.Qwen3TTSConfig) -> generate.LanguageModel:
+def speaking(config: tts.Qwen3TTSConfig) -> generate.LanguageModel:
     """Random weights, large enough to choose between codes."""
     draw = np.random.default_rng(0)
     shapes = generate.LanguageModel(
-        hf.abstract(talker.Talker, config.talker),
-        hf.abstract(code_predictor.CodePredictor, config.code_predictor),
+        weights.abstract(talker.Talker, config.talker),
+        weights.abstract(code_predictor.CodePredictor, config.code_predictor),
     )
     return jax.tree.map(lambda x: draw.standard_normal(x.shape, np.float32), shapes)
 
 
 def test_a_frame_of_small_codes(text_dir):
     """From a text in the reduced vocabulary to the codes of a frame."""
-    config, tokenizer = narrow(text_dir), text.TextTokenizer.from_directory(text_dir)
+    config, tokenizer = (
+        narrow(text_dir),
+        text_tokenizer.TextTokenizer.from_directory(text_dir),
+    )
     role, ids = tokenizer.role_and_text_ids("今日は。")
     item = prompt.build(
         config,
@@ -90,7 +86,10 @@ def test_a_frame_of_small_codes(text_dir):
 
 def test_a_step_of_training(text_dir):
     """At random weights every code is about as likely; what is read is learned."""
-    config, tokenizer = narrow(text_dir), text.TextTokenizer.from_directory(text_dir)
+    config, tokenizer = (
+        narrow(text_dir),
+        text_tokenizer.TextTokenizer.from_directory(text_dir),
+    )
     role, ids = tokenizer.role_and_text_ids("Où est le chat ?")
     draw = np.random.default_rng(0)
     laid = [

@@ -12,14 +12,15 @@ import parity
 import pytest
 import safetensors.numpy
 
-from qwen3tts_jax import config as configs
-from qwen3tts_jax import hf, model, tiny
-from qwen3tts_jax.nn import attention
-from qwen3tts_jax.training import parts, start
+from qwen3tts_jax import model
+from qwen3tts_jax.checkpoints import hub, weights
+from qwen3tts_jax.config import tiny, tts
+from qwen3tts_jax.nn import attention, tree
+from qwen3tts_jax.training.lm import initialization, params
 
 
-def config_of(directory) -> configs.Qwen3TTSConfig:
-    return configs.Qwen3TTSConfig.from_hf(hf.read_json(directory / "config.json"))
+def config_of(directory) -> tts.Qwen3TTSConfig:
+    return tts.Qwen3TTSConfig.from_hf(hub.read_json(directory / "config.json"))
 
 
 # ---------------------------------------------------------------- official weights
@@ -29,17 +30,19 @@ def config_of(directory) -> configs.Qwen3TTSConfig:
 def test_official_weights_are_those_of_the_file(checkpoint, variant):
     """Stacked, and as float32 exactly what the file has in bfloat16."""
     path = checkpoint(variant)
-    made = start.from_official(path, config_of(path))
+    made = initialization.from_official(path, config_of(path))
     rules = {n: pair[1] for n, pair in model.model_parts(config_of(path)).items()}
     modules = dict(talker=made.talker, code_predictor=made.predictor)
     if variant == "base":
         modules["speaker_encoder"] = made.speaker_encoder
     else:
         assert made.speaker_encoder is None
-    found = safetensors.numpy.load_file(path / hf.WEIGHTS)
+    found = safetensors.numpy.load_file(path / weights.WEIGHTS)
     seen = set()
     for name, module in modules.items():
-        for leaf, value in zip(hf.leaves(module, rules[name]), jax.tree.leaves(module)):
+        for leaf, value in zip(
+            weights.leaves(module, rules[name]), jax.tree.leaves(module)
+        ):
             assert value.dtype == np.float32
             rows = np.asarray(value) if leaf.stacked else np.asarray(value)[None]
             for key, row in zip(leaf.keys, rows, strict=True):
@@ -52,9 +55,9 @@ def test_official_weights_are_those_of_the_file(checkpoint, variant):
 
 
 def test_official_weights_of_another_size_are_one_error(checkpoint):
-    config = configs.Qwen3TTSConfig.from_hf(tiny.tts_config("base", "1.7B"))
+    config = tts.Qwen3TTSConfig.from_hf(tiny.tts_config("base", "1.7B"))
     with pytest.raises(ValueError, match="do not fit its config.json") as caught:
-        start.from_official(checkpoint("base"), config)
+        initialization.from_official(checkpoint("base"), config)
     assert "talker.code_predictor.small_to_mtp_projection.weight" in str(caught.value)
 
 
@@ -116,7 +119,7 @@ def write_text_model(path, config: dict) -> dict[str, np.ndarray]:
         for name, shape in text_shapes(config).items()
     }
     path.mkdir()
-    safetensors.numpy.save_file(tensors, path / hf.WEIGHTS)
+    safetensors.numpy.save_file(tensors, path / weights.WEIGHTS)
     (path / "config.json").write_text(json.dumps(config))
     return tensors
 
@@ -126,9 +129,9 @@ def official(checkpoint):
     """official(size) -> parts to fill, read once."""
 
     @functools.cache
-    def get(size: str) -> parts.Parts:
+    def get(size: str) -> params.Parts:
         path = checkpoint("base", size)
-        return start.from_official(path, config_of(path))
+        return initialization.from_official(path, config_of(path))
 
     return get
 
@@ -150,7 +153,7 @@ OURS = {
 
 def by_path(module) -> dict[str, np.ndarray]:
     flat, _ = jax.tree_util.tree_flatten_with_path(module)
-    return {hf.leaf_path(path): np.asarray(leaf) for path, leaf in flat}
+    return {tree.leaf_path(path): np.asarray(leaf) for path, leaf in flat}
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -159,7 +162,7 @@ def test_layers_and_embedding_come_from_the_text_model(tmp_path, official, tied)
     before = official("1.7B")
     config = text_config() | dict(tie_word_embeddings=tied)
     tensors = write_text_model(tmp_path / "text", config)
-    made, notes = start.from_qwen3_text(before, tmp_path / "text")
+    made, notes = initialization.from_qwen3_text(before, tmp_path / "text")
     new, old = by_path(made.talker), by_path(before.talker)
     for name, key in OURS.items():
         expected = [tensors[f"model.layers.{i}.{key}.weight"].T for i in range(3)]
@@ -190,7 +193,7 @@ def test_a_text_embedding_of_another_width_is_kept_and_said(tmp_path, official):
     before = official("0.6B")
     config = text_config("0.6B") | dict(rope_theta=10000.0, rms_norm_eps=1e-5)
     write_text_model(tmp_path / "text", config)
-    made, notes = start.from_qwen3_text(before, tmp_path / "text")
+    made, notes = initialization.from_qwen3_text(before, tmp_path / "text")
     new, old = by_path(made.talker), by_path(before.talker)
     same = {name for name in old if np.array_equal(new[name], old[name])}
     assert "text_embedding.embedding" in same
@@ -209,7 +212,7 @@ def test_a_larger_vocabulary_is_cut(tmp_path, official):
     tensors = write_text_model(
         tmp_path / "text", text_config() | dict(vocab_size=size + 3)
     )
-    made, notes = start.from_qwen3_text(before, tmp_path / "text")
+    made, notes = initialization.from_qwen3_text(before, tmp_path / "text")
     table = np.asarray(made.talker.text_embedding.embedding[...])
     np.testing.assert_array_equal(table, tensors["model.embed_tokens.weight"][:size])
     assert notes[-1] == f"took {size} rows of the text embedding"
@@ -230,7 +233,7 @@ BAD_TEXT = [
 def test_another_text_model_is_an_error(tmp_path, official, changes, message):
     write_text_model(tmp_path / "text", text_config() | changes)
     with pytest.raises(ValueError, match=message):
-        start.from_qwen3_text(official("1.7B"), tmp_path / "text")
+        initialization.from_qwen3_text(official("1.7B"), tmp_path / "text")
 
 
 def test_a_missing_field_is_an_error(tmp_path, official):
@@ -240,7 +243,7 @@ def test_a_missing_field_is_an_error(tmp_path, official):
     (tmp_path / "text" / "config.json").write_text(json.dumps(config))
     message = "architectures: missing.*vocab_size: missing"
     with pytest.raises(ValueError, match=message):
-        start.from_qwen3_text(official("1.7B"), tmp_path / "text")
+        initialization.from_qwen3_text(official("1.7B"), tmp_path / "text")
 
 
 def test_weights_that_do_not_fit_are_listed_in_one_error(tmp_path, official):
@@ -248,9 +251,9 @@ def test_weights_that_do_not_fit_are_listed_in_one_error(tmp_path, official):
     tensors["model.layers.1.mlp.up_proj.weight"] = np.zeros((97, 64), np.float32)
     del tensors["model.norm.weight"]
     tensors["model.layers.3.mlp.up_proj.weight"] = np.zeros((96, 64), np.float32)
-    safetensors.numpy.save_file(tensors, tmp_path / "text" / hf.WEIGHTS)
+    safetensors.numpy.save_file(tensors, tmp_path / "text" / weights.WEIGHTS)
     with pytest.raises(ValueError, match=r"\(3 problems\)") as caught:
-        start.from_qwen3_text(official("1.7B"), tmp_path / "text")
+        initialization.from_qwen3_text(official("1.7B"), tmp_path / "text")
     for words in (
         "missing: model.norm.weight",
         "unexpected: model.layers.3.mlp.up_proj.weight",
@@ -261,24 +264,29 @@ def test_weights_that_do_not_fit_are_listed_in_one_error(tmp_path, official):
 
 def test_no_weights_is_an_error(tmp_path, official):
     write_text_model(tmp_path / "text", text_config())
-    (tmp_path / "text" / hf.WEIGHTS).unlink()
+    (tmp_path / "text" / weights.WEIGHTS).unlink()
     with pytest.raises(FileNotFoundError, match="weights are missing"):
-        start.from_qwen3_text(official("1.7B"), tmp_path / "text")
+        initialization.from_qwen3_text(official("1.7B"), tmp_path / "text")
 
 
 SHARDED = """
 import sys
 from pathlib import Path
 import jax, numpy as np
-from qwen3tts_jax import config as configs, hf, sharding
-from qwen3tts_jax.training import parts, start
+from qwen3tts_jax import sharding
+from qwen3tts_jax.config import tts
+from qwen3tts_jax.checkpoints import hub
+from qwen3tts_jax.training.lm import params
+from qwen3tts_jax.training.lm import initialization
 
 path, text = map(Path, sys.argv[1:])
-config = configs.Qwen3TTSConfig.from_hf(hf.read_json(path / "config.json"))
+config = tts.Qwen3TTSConfig.from_hf(hub.read_json(path / "config.json"))
 mesh = sharding.make_mesh(fsdp=2, tensor=2)
-cut, _ = start.from_qwen3_text(start.from_official(path, config, mesh), text)
-whole, _ = start.from_qwen3_text(start.from_official(path, config), text)
-places = parts.shardings(parts.abstract(config), mesh)
+cut = initialization.from_official(path, config, mesh)
+cut, _ = initialization.from_qwen3_text(cut, text)
+whole = initialization.from_official(path, config)
+whole, _ = initialization.from_qwen3_text(whole, text)
+places = params.shardings(params.abstract(config), mesh)
 leaves = map(jax.tree.leaves, (cut, whole, places))
 for a, b, place in zip(*leaves, strict=True):
     assert a.sharding.is_equivalent_to(place, a.ndim), (a.shape, a.sharding)
@@ -329,7 +337,7 @@ def test_the_layers_compute_what_the_text_model_computes(tmp_path, official):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     theirs = np.load(tmp_path / "out.npz")
-    made, _ = start.from_qwen3_text(official("1.7B"), tmp_path / "text")
+    made, _ = initialization.from_qwen3_text(official("1.7B"), tmp_path / "text")
     x = made.talker.text_embedding(theirs["ids"])
     mask = attention.causal_mask(20)
     hidden, _ = made.talker.transformer(x, np.arange(20)[None], mask)

@@ -11,8 +11,8 @@ import optax
 import pytest
 
 from configs import finetune
-from qwen3tts_jax.training import lora, losses, packing
-from qwen3tts_jax.training import state as states
+from qwen3tts_jax.training import packing
+from qwen3tts_jax.training.lm import lora, losses, train_step
 
 EMA, WARMUP, EPS = 0.9, 10, 1e-3
 RECIPE = examples.recipe(
@@ -30,16 +30,16 @@ score = jax.jit(HALF.score, compiler_options=examples.QUICK)
 
 
 @functools.cache
-def step_of(recipe: states.Recipe):
+def step_of(recipe: train_step.Recipe):
     return jax.jit(recipe.step, compiler_options=examples.QUICK)
 
 
 @functools.cache
-def init_of(recipe: states.Recipe):
+def init_of(recipe: train_step.Recipe):
     return jax.jit(recipe.init, compiler_options=examples.QUICK)
 
 
-def fresh(recipe: states.Recipe = RECIPE, params=None) -> states.TrainState:
+def fresh(recipe: train_step.Recipe = RECIPE, params=None) -> train_step.TrainState:
     return init_of(recipe)(params or examples.params(), jax.random.key(1))
 
 
@@ -49,7 +49,9 @@ def batch() -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def trained(recipe: states.Recipe = RECIPE) -> list[tuple[states.TrainState, dict]]:
+def trained(
+    recipe: train_step.Recipe = RECIPE,
+) -> list[tuple[train_step.TrainState, dict]]:
     """(state, metrics) before the first step and after each of two."""
     made = [(fresh(recipe), {})]
     for _ in range(2):
@@ -57,7 +59,7 @@ def trained(recipe: states.Recipe = RECIPE) -> list[tuple[states.TrainState, dic
     return made
 
 
-def moments(state: states.TrainState) -> optax.ScaleByAdamState:
+def moments(state: train_step.TrainState) -> optax.ScaleByAdamState:
     (found,) = (x for x in state.optimizer if isinstance(x, optax.ScaleByAdamState))
     return found
 
@@ -109,10 +111,10 @@ def test_averages_are_the_formula():
         np.testing.assert_allclose(one.ema[path], first, rtol=1e-5, atol=1e-7)
         second = EMA * first + (1 - EMA) * two.params[path]
         np.testing.assert_allclose(average, second, rtol=1e-5, atol=1e-7)
-    averaged = states.flatten(RECIPE.model(two, averaged=True))
+    averaged = train_step.flatten(RECIPE.model(two, averaged=True))
     assert len(equal(averaged, two.params | two.ema)) == len(averaged)
     assert equal(averaged, two.params) == FROZEN
-    last = states.flatten(RECIPE.model(two))
+    last = train_step.flatten(RECIPE.model(two))
     assert len(equal(last, two.params)) == len(last)
 
 
@@ -145,10 +147,10 @@ def test_adapters_move_and_the_model_under_them_does_not():
     assert len(equal(before.params, after.params)) == len(before.params)
     assert len(after.adapters) == 2 * 7 and equal(before.adapters, after.adapters) == []
     assert set(moments(after).mu) == set(after.ema) == set(after.adapters)
-    merged = states.flatten(WITH_LORA.model(after))
+    merged = train_step.flatten(WITH_LORA.model(after))
     moved = set(merged) - set(equal(merged, after.params))
     assert moved == {name.rpartition(":")[0] for name in after.adapters}
-    averaged = states.flatten(WITH_LORA.model(after, averaged=True))
+    averaged = train_step.flatten(WITH_LORA.model(after, averaged=True))
     assert set(equal(merged, averaged)) == set(merged) - moved
     losses_ = [float(metrics["loss"]) for _, metrics in trained(WITH_LORA)[1:]]
     assert losses_[1] < losses_[0]

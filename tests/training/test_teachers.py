@@ -16,10 +16,9 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from qwen3tts_jax import audio
-from qwen3tts_jax.tokenizer_25hz import encoder as encoders
-from qwen3tts_jax.tokenizer_25hz import features as tokenizer_features
-from qwen3tts_jax.training.teachers import ct2, features, wavlm, whisper
+from qwen3tts_jax.audio import io as audio_io
+from qwen3tts_jax.models.tokenizer_25hz import encoder, features
+from qwen3tts_jax.teachers import ctranslate2, targets, wavlm, whisper
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "teachers.safetensors"
 SCRIPT = "dump_teachers.py"
@@ -151,7 +150,9 @@ def test_wavlm_refuses_what_it_is_not(golden, tmp_path):
 
 # ---------------------------------------------------------------------- Whisper
 
-CODES = {np.dtype(v): k for k, v in ct2.DTYPES.items() if k != ct2.BFLOAT16}
+CODES = {
+    np.dtype(v): k for k, v in ctranslate2.DTYPES.items() if k != ctranslate2.BFLOAT16
+}
 
 
 def text(value: str) -> bytes:
@@ -159,7 +160,9 @@ def text(value: str) -> bytes:
     return struct.pack("<H", len(raw)) + raw
 
 
-def ct2_bytes(arrays, spec="WhisperSpec", version=ct2.VERSION, aliases=()) -> bytes:
+def ct2_bytes(
+    arrays, spec="WhisperSpec", version=ctranslate2.VERSION, aliases=()
+) -> bytes:
     """A model.bin."""
     out = struct.pack("<I", version) + text(spec) + struct.pack("<II", 3, len(arrays))
     for name, array in arrays.items():
@@ -233,7 +236,7 @@ def test_whisper_default_is_the_last_state_unscaled(whisper_case):
 
 def test_whisper_mel_is_that_of_transformers(golden):
     waves, lengths, _ = rows(golden, "whisper")
-    log_mel = functools.partial(tokenizer_features.log_mel, bins=80)
+    log_mel = functools.partial(features.log_mel, bins=80)
     ours = jax.jit(log_mel)(np.nan_to_num(waves))
     for mel, length in zip(ours, lengths):
         theirs = golden[0][f"whisper/mel{length}"]
@@ -242,7 +245,7 @@ def test_whisper_mel_is_that_of_transformers(golden):
 
 def test_sinusoids_are_those_of_whisper(golden):
     theirs = weights(golden, "whisper")["embed_positions.weight"]
-    np.testing.assert_allclose(encoders.sinusoids(*theirs.shape), theirs, atol=2e-5)
+    np.testing.assert_allclose(encoder.sinusoids(*theirs.shape), theirs, atol=2e-5)
 
 
 def test_whisper_refuses_lengths_and_layers(whisper_dir):
@@ -252,7 +255,7 @@ def test_whisper_refuses_lengths_and_layers(whisper_dir):
             whisper.hidden(module, np.zeros((1, samples), np.float32), np.int32([1]))
     for layer in (3, -1, True, "last"):
         with pytest.raises(ValueError, match="expected 0 to 2"):
-            features.Teacher.open("whisper", whisper_dir, layer)
+            targets.Teacher.open("whisper", whisper_dir, layer)
 
 
 def test_a_bad_model_bin_is_named(golden, tmp_path):
@@ -291,7 +294,7 @@ def test_smaller_floats_are_widened(golden, tmp_path, monkeypatch, dtype):
     name = "encoder/conv1/weight"
     exact = arrays[name]
     if dtype == "bfloat16":
-        monkeypatch.setitem(CODES, np.dtype("<u2"), ct2.BFLOAT16)
+        monkeypatch.setitem(CODES, np.dtype("<u2"), ctranslate2.BFLOAT16)
         arrays[name] = (exact.view(np.uint32) >> 16).astype(np.uint16)
     else:
         arrays = whisper_arrays(golden, dtype)
@@ -305,7 +308,7 @@ def test_smaller_floats_are_widened(golden, tmp_path, monkeypatch, dtype):
 # --------------------------------------------------------------------- features
 
 
-def by_hand(heard: list | None = None) -> features.Teacher:
+def by_hand(heard: list | None = None) -> targets.Teacher:
     """Its states are the loudness of each 20 ms, and the time in its window."""
 
     def run(wave, length):
@@ -314,7 +317,7 @@ def by_hand(heard: list | None = None) -> features.Teacher:
         steps = np.abs(wave.reshape(-1, 320)).mean(-1)
         return np.stack([steps, np.arange(len(steps)) / 100], axis=-1)[None]
 
-    return features.Teacher("by hand", 2, whisper.TAIL, run)
+    return targets.Teacher("by hand", 2, whisper.TAIL, run)
 
 
 def noise(samples: int) -> np.ndarray:
@@ -334,14 +337,14 @@ def test_an_opened_teacher_runs(golden, tmp_path):
     values = json.loads((tmp_path / "config.json").read_text())
     values["conv_stride"] = [20, 4, 4]  # 320 samples a state
     (tmp_path / "config.json").write_text(json.dumps(values))
-    teacher = features.Teacher.open("wavlm", tmp_path, 0)
+    teacher = targets.Teacher.open("wavlm", tmp_path, 0)
     wave = noise(20 * 1920)
     row = np.zeros((1, 32_000), np.float32)
-    row[0, :25_600] = audio.resample(wave, 24_000, 16_000)
+    row[0, :25_600] = audio_io.resample(wave, 24_000, 16_000)
     _, module = wavlm.load(tmp_path)
     hidden = jax.jit(wavlm.hidden, static_argnames="layer")
     states = np.asarray(hidden(module, row, np.int32([25_680]), layer=0))[0, :80]
-    np.testing.assert_allclose(teacher(wave), features.pool(states), rtol=2e-3)
+    np.testing.assert_allclose(teacher(wave), targets.pool(states), rtol=2e-3)
 
 
 def test_frames_stand_where_the_sound_is():
@@ -352,7 +355,7 @@ def test_frames_stand_where_the_sound_is():
 
 def test_states_are_pooled_from_eight():
     steps = np.arange(16, dtype=np.float32)[:, None]
-    pooled = features.pool(steps)[:, 0]
+    pooled = targets.pool(steps)[:, 0]
     expected = [np.mean([0, 1, 2, 3, 4, 5]), np.mean(range(2, 10))]
     expected += [np.mean(range(6, 14)), np.mean(range(10, 16))]
     np.testing.assert_allclose(pooled, expected)
@@ -360,13 +363,13 @@ def test_states_are_pooled_from_eight():
 
 @pytest.mark.parametrize("frames", [1, 372, 373, 408, 672, 673, 5000])
 def test_windows_cover_a_clip_once(frames):
-    found = features.windows(frames)
+    found = targets.windows(frames)
     used = []
     for start, stop, first, last in found:
-        assert 0 <= start < stop <= frames and stop - start <= features.WINDOW
+        assert 0 <= start < stop <= frames and stop - start <= targets.WINDOW
         used += range(start * 4 + first, start * 4 + last)
         for end, cut in ((start, first), (stop, 4 * (stop - start) - last)):
-            assert cut == (0 if end in (0, frames) else 4 * features.EDGE)
+            assert cut == (0 if end in (0, frames) else 4 * targets.EDGE)
     assert used == list(range(4 * frames))
 
 
@@ -374,36 +377,34 @@ def test_a_long_clip_is_heard_in_windows():
     """Nothing is lost or moved at a seam, and the time in the window starts anew."""
     wave = noise(700 * 1920)
     loud, time = by_hand()(wave).astype(np.float32).T
-    steps = np.abs(audio.resample(wave, 24_000, 16_000).reshape(-1, 320)).mean(-1)
-    np.testing.assert_allclose(loud, features.pool(steps[:, None])[:, 0], rtol=1e-3)
+    steps = np.abs(audio_io.resample(wave, 24_000, 16_000).reshape(-1, 320)).mean(-1)
+    np.testing.assert_allclose(loud, targets.pool(steps[:, None])[:, 0], rtol=1e-3)
     back = np.flatnonzero(np.diff(time) < 0)
     assert {5 * round(frame / 5) for frame in back} == {335, 635}
 
 
 def test_padding_of_a_window():
     """It gets 1 s of silence and more up to a multiple of 2 s, 30 s at most."""
-    assert features.bucket(1) == 32_000 and features.bucket(32_001) == 64_000
-    assert features.bucket(372 * 1280 + 80 + whisper.TAIL) == 480_000
+    assert targets.bucket(1) == 32_000 and targets.bucket(32_001) == 64_000
+    assert targets.bucket(372 * 1280 + 80 + whisper.TAIL) == 480_000
     heard = []
     by_hand(heard)(noise(24_000))
     ((row, length),) = heard
     assert row.shape == (1, 64_000) and length == [13 * 1280 + 80]
-    sound = audio.resample(noise(24_000), 24_000, 16_000)
+    sound = audio_io.resample(noise(24_000), 24_000, 16_000)
     np.testing.assert_array_equal(row[0, :16_000], sound)
     assert not row[0, 16_000:].any()
 
 
 def test_names_tell_teachers_apart(whisper_dir, golden, tmp_path):
-    names = {
-        features.Teacher.open("wavlm", write_wavlm(golden, "large", tmp_path)).name
-    }
+    names = {targets.Teacher.open("wavlm", write_wavlm(golden, "large", tmp_path)).name}
     arrays = weights(golden, "large")
     name = "encoder.layer_norm.bias"
     write_wavlm(golden, "large", tmp_path, {name: arrays[name] + 1})
-    names.add(features.Teacher.open("wavlm", tmp_path).name)
-    names |= {features.Teacher.open("whisper", whisper_dir, i).name for i in (0, 1)}
+    names.add(targets.Teacher.open("wavlm", tmp_path).name)
+    names |= {targets.Teacher.open("whisper", whisper_dir, i).name for i in (0, 1)}
     assert len(names) == 4
-    plain = features.Teacher.open("whisper", whisper_dir).name
+    plain = targets.Teacher.open("whisper", whisper_dir).name
     assert plain.startswith("whisper-16x2-plain-")
 
 
@@ -414,11 +415,11 @@ def test_other_waves_are_refused(wave):
 
 
 def test_states_beyond_float16_are_refused():
-    teacher = features.Teacher("loud", 1, 0, lambda wave, n: wave[:, ::320, None] + 1e6)
+    teacher = targets.Teacher("loud", 1, 0, lambda wave, n: wave[:, ::320, None] + 1e6)
     with pytest.raises(ValueError, match="states of loud do not fit into float16"):
         teacher(noise(1920))
 
 
 def test_other_teachers_are_refused(tmp_path):
     with pytest.raises(ValueError, match="'hubert', expected whisper or wavlm"):
-        features.Teacher.open("hubert", tmp_path)
+        targets.Teacher.open("hubert", tmp_path)

@@ -10,7 +10,7 @@ import pytest
 import text_files
 
 from data.family import vocabulary
-from qwen3tts_jax import text
+from qwen3tts_jax.text import tokenizer as text
 
 SIZE = 400
 TEXTS = {"mixed": [entry["text"] for entry in text_files.GOLDEN["texts"]]}
