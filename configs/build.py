@@ -12,7 +12,11 @@ import numpy as np
 
 from configs import base
 from data import index as indices
-from data import layouts, pipeline, plan, speakers
+from data.loading import loader as pipeline
+from data.loading import packed_rows as packing
+from data.loading import speaker_vectors as speakers
+from data.mixture import plan
+from data.mixture import prompt_layouts as layouts
 from qwen3tts_jax import sharding, speech_tokenizer
 from qwen3tts_jax.audio import mel as log_mels
 from qwen3tts_jax.checkpoints import hub
@@ -23,7 +27,7 @@ from qwen3tts_jax.nn import packed_attention
 from qwen3tts_jax.text import tokenizer as texts
 from qwen3tts_jax.training import checkpointing as checkpoint
 from qwen3tts_jax.training import mesh_shape as meshes
-from qwen3tts_jax.training import optimizer, packing, trainer
+from qwen3tts_jax.training import optimizer, trainer
 from qwen3tts_jax.training import throughput as meters
 from qwen3tts_jax.training.aot import compile as ahead
 from qwen3tts_jax.training.aot import flops

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import base, build, codec
-from data import crops
+from data.loading import crops
 from qwen3tts_jax import sharding, speech_tokenizer
 from qwen3tts_jax.audio import io as audio
 from qwen3tts_jax.audio import spectrogram_image as pictures

@@ -24,7 +24,7 @@ from concurrent import futures
 
 import numpy as np
 
-from data import lengths, records
+from data.format import lengths, records
 from qwen3tts_jax.text import tokenizer as text_tokenizer
 
 SCHEMA_VERSION = 1

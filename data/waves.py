@@ -19,15 +19,17 @@ from pathlib import Path
 
 import numpy as np
 
-from data import clips, prepare, progress, raw, sources
-from data import shards as work
+from data import prepare
+from data.preparation import cleaning, progress, sources
+from data.preparation import clip as raw
+from data.preparation import shards as work
 from qwen3tts_jax.audio import io as audio_io
 from qwen3tts_jax.teachers import targets
 
 FRAME = 1920  # samples
 PCM = 32767
 CLIP = np.dtype([("start", "i8"), ("frames", "i4"), ("samples", "i4")])
-RULES = clips.Rules()
+RULES = cleaning.Rules()
 MARKER = "shard.json"
 PART = ".part"
 
@@ -36,7 +38,7 @@ def make(
     source: sources.Source,
     out: Path,
     *,
-    rules: clips.Rules = RULES,
+    rules: cleaning.Rules = RULES,
     teacher=None,
     shard_clips: int = 2048,
     say=print,
@@ -123,9 +125,9 @@ def _write(folder: Path, rows: list[raw.Clip], rules, teacher, counted) -> None:
     part.rename(folder)
 
 
-def _takes(rows, rules, dropped: dict, counted) -> Iterator[clips.Take]:
+def _takes(rows, rules, dropped: dict, counted) -> Iterator[cleaning.Take]:
     for clip in rows:
-        take = clips.take(clip, rules)
+        take = cleaning.take(clip, rules)
         if take.wave is None:
             dropped[take.reason] = dropped.get(take.reason, 0) + 1
             counted.add(1, 0.0)

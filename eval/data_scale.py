@@ -21,7 +21,9 @@ import time
 
 import numpy as np
 
-from data import blocks, index, plan, records, schedule, synthetic
+from data import index
+from data.format import records
+from data.mixture import blocks, plan, schedule, synthetic_index
 
 SHARDS, SHARD_ROWS = 27466, 65536  # 5 million hours at 10 s
 BATCH, HOSTS, STEP = 512, 64, 10_000_000
@@ -50,7 +52,7 @@ def make_stage(name: str) -> plan.Stage:
     """Pools of every language, tier and duration; their shares are multiplied."""
     facts = dict(STAGES[name])
     tiers, durations = facts.pop("tiers"), facts.pop("durations")
-    languages = zip(synthetic.LANGUAGES, synthetic.LANGUAGE_SHARES)
+    languages = zip(synthetic_index.LANGUAGES, synthetic_index.LANGUAGE_SHARES)
     kinds = itertools.product(languages, zip(records.TIERS, tiers), durations.items())
     pools = tuple(
         plan.Pool(first * second * third, (language,), (tier,), *seconds)
@@ -67,7 +69,7 @@ def prepare(job: dict) -> None:
 
 def open_index(job: dict, *, make: bool):
     home = pathlib.Path(job["folder"]) / f"index-{job['shards']}-{job['rows']}"
-    generated = synthetic.SyntheticIndex(home, job["shards"], job["rows"])
+    generated = synthetic_index.SyntheticIndex(home, job["shards"], job["rows"])
     if not job["disk"]:
         return generated
     if make and not home.is_dir():

@@ -21,12 +21,13 @@ import signal
 import subprocess
 import sys
 
-from data import whisper_files
-from data.family import passages, plan
+from data.preparation import whisper_files
+from data.small_family import passages
+from data.small_family import reading_plan as plan
 from qwen3tts_jax import model
 
 ROOT = pathlib.Path(__file__).parents[1]
-HELD_OUT = ROOT / "data" / "family" / "held_out"
+HELD_OUT = ROOT / "data" / "small_family" / "held_out"
 RANDOM = ("-m", "qwen3tts_jax.checkpoints.random_weights", "--size", "small")
 DONE = "done"  # folder of a mark for every stage that has come to its end
 
@@ -107,7 +108,7 @@ def make_language_model(run: Run, codec: pathlib.Path) -> pathlib.Path:
     choose_speech(out / "corpus" / "manifest.jsonl", speech)
     run(
         "vocabulary",
-        *("-m", "data.family.vocabulary", "--manifest", speech, "--out"),
+        *("-m", "data.small_family.vocabulary", "--manifest", speech, "--out"),
         vocabulary,
     )
     run("random", *RANDOM, "--out", out / "random", "--text_tokenizer", vocabulary)
@@ -178,7 +179,7 @@ def main() -> None:
     add("--minutes", type=float, help="most of one training, before the program ends")
     args = parser.parse_args()
     run = Run(args.out.resolve(), device=args.device, minutes=args.minutes)
-    corpus = ["-m", "data.family.corpus", "--out", run.out / "corpus"]
+    corpus = ["-m", "data.small_family.corpus", "--out", run.out / "corpus"]
     corpus += ["--hours", args.hours, "--workers", args.workers]
     try:
         run("corpus", *corpus)

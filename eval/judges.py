@@ -13,7 +13,7 @@ import opencc
 import pesq
 import pystoi
 
-from data import asr, dnsmos, whisper_files
+from data.preparation import asr, dnsmos, whisper_files
 from eval import speaker_model
 
 RATE = 16_000  # Hz

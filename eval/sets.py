@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from data import sources
+from data.preparation import sources
 
 SHOWN = 10  # problems listed in one error
 KEYS = ("id", "text", "language", "speaker", "reference")
@@ -49,7 +49,7 @@ class Text:
 
 
 def read_clips(path: str, *, limit: int | None = None, seed: int = 0) -> list[Clip]:
-    """Clips of a manifest (see `data.sources.Manifest`), in its order.
+    """Clips of a manifest (see `data.preparation.sources.Manifest`), in its order.
 
     Args:
         limit: at most so many, drawn by `seed` in turn from each source and language.

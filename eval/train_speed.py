@@ -16,9 +16,9 @@ import jax
 import numpy as np
 
 from configs import build, pretrain
+from data.loading import packed_rows
 from qwen3tts_jax import sharding
 from qwen3tts_jax.config import tts
-from qwen3tts_jax.training import packing
 from qwen3tts_jax.training.lm import params, train_step
 
 FRAMES, TEXT = 125, 40  # of an utterance of 10 s
@@ -29,14 +29,14 @@ WARM = 2  # steps that are not timed
 def rows(model: tts.Qwen3TTSConfig, length: int, count: int) -> dict:
     """Rows filled with random utterances, half of them streaming, each with a mel."""
     rng = np.random.default_rng(0)
-    shape = packing.Shape(
+    shape = packed_rows.Shape(
         length, length // build.USUAL_POSITIONS + 8, mel_frames=build.MEL_FRAMES
     )
     made = []
     for _ in range(count):
         row, used = [], 0
         while True:
-            one = packing.example(
+            one = packed_rows.example(
                 model,
                 rng.integers(0, 2048, (FRAMES, 16)).astype(np.uint16),
                 role=ROLE,
@@ -50,7 +50,7 @@ def rows(model: tts.Qwen3TTSConfig, length: int, count: int) -> dict:
                 break
             row.append(one)
         made.append(row)
-    return packing.pack(model, made, shape)
+    return packed_rows.pack(model, made, shape)
 
 
 def measure(size: str, fraction: float, args) -> dict:

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from data import sources
+from data.preparation import sources
 from eval import scores, sets, voices
 from qwen3tts_jax import metrics, model
 from qwen3tts_jax.audio import io as audio_io

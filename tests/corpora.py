@@ -5,7 +5,8 @@ import pathlib
 
 import numpy as np
 
-from data import index, records
+from data import index
+from data.format import records
 from qwen3tts_jax.text import tokenizer as text_tokenizer
 
 CODEC = "0123456789abcdef"

@@ -73,7 +73,7 @@ TORCH = (
     "eval/faster_speed.py",
 )  # where the official package runs
 LAZY = {  # file -> why it imports inside a function
-    "data/extras.py": "packages for some sources and scorers are optional",
+    "data/optional.py": "packages for some sources and scorers are optional",
     "eval/latency.py": "matplotlib is optional (extra eval)",
     "eval/run.py": "judges, Opus and pictures are optional (extra eval)",
     "eval/speed_report.py": "matplotlib is optional (extra eval)",

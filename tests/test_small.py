@@ -13,7 +13,7 @@ import safetensors.numpy
 import text_files
 
 import infer
-from data.family import vocabulary
+from data.small_family import vocabulary
 from qwen3tts_jax import model, speech_tokenizer
 from qwen3tts_jax.checkpoints import hub
 from qwen3tts_jax.checkpoints import random_weights as random_checkpoint
@@ -31,7 +31,7 @@ FRAMES = 3
 
 @pytest.fixture(scope="module")
 def text_dir(tmp_path_factory) -> pathlib.Path:
-    """A reduced vocabulary, as data/family makes it."""
+    """A reduced vocabulary, as data/small_family makes it."""
     out = tmp_path_factory.mktemp("vocabulary") / "v"
     said = [entry["text"] for entry in text_files.GOLDEN["texts"]]
     vocabulary.write(out, {"many": said}, size=VOCABULARY)
@@ -132,7 +132,7 @@ def test_small_needs_a_text_tokenizer(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit):
         random_checkpoint.main()
-    assert "data.family.vocabulary" in capsys.readouterr().err
+    assert "data.small_family.vocabulary" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -14,7 +14,8 @@ import soundfile
 from PIL import Image
 
 from configs import build_codec, codec
-from data import sources, waves
+from data import waves
+from data.preparation import sources
 from qwen3tts_jax import sharding, speech_tokenizer
 from qwen3tts_jax.training import checkpointing as checkpoint
 from qwen3tts_jax.training import metrics_writer as log

@@ -273,7 +273,7 @@ def tts_config(size: str, variant: str, text_files: Path | None = None) -> dict:
     if text_files is None:
         raise ValueError(
             "got size small without a text tokenizer, expected the directory of one: "
-            "make it with `python -m data.family.vocabulary`, and give it as "
+            "make it with `python -m data.small_family.vocabulary`, and give it as "
             "--text_tokenizer, or, to train, a checkpoint that has it as "
             "--config.model.source"
         )

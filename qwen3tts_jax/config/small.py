@@ -4,8 +4,8 @@ The layout of the released models, and the relations between their widths, at a 
 that two CPU cores can speak with: 16 codebooks of 1,024 codes (2,000 bits a second),
 and a talker whose ids above the codes are the released ones less 1,024, so that the
 rule which bans what is no code (the last 1,024 ids but the end) stays as it is.  The
-text vocabulary is a reduced one (data/family/vocabulary.py): its size and its special
-ids are arguments here.
+text vocabulary is a reduced one (data/small_family/vocabulary.py): its size and its
+special ids are arguments here.
 """
 
 from collections.abc import Mapping

@@ -129,7 +129,7 @@ class TextTokenizer:
             raise ValueError(
                 f"got a text tokenizer that splits {', '.join(bad) or repr(OPENING)}, "
                 "expected one token each and three for the role; make it with "
-                "`python -m data.family.vocabulary`, or take a released one"
+                "`python -m data.small_family.vocabulary`, or take a released one"
             )
         return {name: found[0] for name, found in ids.items()}
 

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from data import clips, extras, raw, scorers
+from data import optional
+from data.preparation import cleaning, scoring
+from data.preparation import clip as raw
 from qwen3tts_jax.audio import io as audio_io
 
 RATE = 24_000
-RULES = clips.Rules()
+RULES = cleaning.Rules()
 RECORDING = pathlib.Path(__file__).parents[1] / "recordings/allison_en.flac"
 TEXT = (
     "Your call is now first in line and will be answered by the next available "
@@ -36,9 +38,9 @@ def silence(seconds: float, rate: int = RATE) -> np.ndarray:
 
 def take(
     wave, text: str = "Hello there, you.", rate: int = RATE, **rules
-) -> clips.Take:
+) -> cleaning.Take:
     clip = raw.Clip("x", (wave, rate), text)
-    return clips.take(clip, dataclasses.replace(RULES, **rules))
+    return cleaning.take(clip, dataclasses.replace(RULES, **rules))
 
 
 # ---------------------------------------------------------------------- dropping
@@ -59,7 +61,7 @@ def take(
 def test_what_cannot_be_used_is_dropped(wave, text, reason):
     found = take(wave, text)
     assert (found.reason, found.wave) == (reason, None)
-    assert reason in clips.REASONS
+    assert reason in cleaning.REASONS
     assert bool(found.detail) == (reason == "unreadable")
 
 
@@ -76,7 +78,9 @@ def test_two_words_with_a_long_pause_are_mostly_silence():
 
 
 def test_a_reason_of_the_source_is_enough():
-    found = clips.take(raw.Clip("x", "nowhere.wav", "Hello.", problem="remark"), RULES)
+    found = cleaning.take(
+        raw.Clip("x", "nowhere.wav", "Hello.", problem="remark"), RULES
+    )
     assert found.reason == "remark"
 
 
@@ -87,12 +91,12 @@ def test_a_bad_file_is_named_and_raises_nothing(tmp_path):
         path = tmp_path / f"{name}.flac"
         if content is not None:
             path.write_bytes(content)
-        found = clips.take(raw.Clip(name, str(path), TEXT), RULES)
+        found = cleaning.take(raw.Clip(name, str(path), TEXT), RULES)
         assert found.reason == "unreadable" and found.detail, name
 
 
 def test_an_address_is_no_file():
-    found = clips.take(raw.Clip("x", "http://localhost:1/a.wav", "Hello."), RULES)
+    found = cleaning.take(raw.Clip("x", "http://localhost:1/a.wav", "Hello."), RULES)
     assert (found.reason, found.detail) == ("unreadable", "no such file")
 
 
@@ -105,9 +109,9 @@ def test_clipping_is_marked_and_a_loud_wave_is_not():
     assert take(loud).marks == ()
     assert take(cut).marks == ("clipping",)
     assert take(cut * 0.3).marks == ("clipping",)  # turned down afterwards
-    assert clips.flat_share(np.round(voice(1, 0.003) * 2**15) / 2**15) == 0
+    assert cleaning.flat_share(np.round(voice(1, 0.003) * 2**15) / 2**15) == 0
     sine = np.sin(np.arange(RATE) / 20).astype(np.float32)
-    assert clips.flat_share(sine) < RULES.max_flat
+    assert cleaning.flat_share(sine) < RULES.max_flat
 
 
 @pytest.mark.parametrize(
@@ -123,7 +127,7 @@ def test_clipping_is_marked_and_a_loud_wave_is_not():
     ],
 )
 def test_text_that_does_not_fit_the_time_is_marked(text, seconds, marks):
-    assert clips.pace(text, seconds, RULES) == marks
+    assert cleaning.pace(text, seconds, RULES) == marks
 
 
 # -------------------------------------------------------------------- processing
@@ -139,7 +143,7 @@ def test_silence_at_the_ends_goes_and_a_margin_stays():
 @pytest.mark.parametrize("level", [0.03, 0.1, 1.0])
 def test_speech_comes_to_one_level(level):
     found = take(voice(2, level))
-    loud = clips.speech_frames(found.wave, RULES)
+    loud = cleaning.speech_frames(found.wave, RULES)
     frames = found.wave[: len(found.wave) // 240 * 240].reshape(-1, 240)
     rms = np.sqrt(np.mean(frames[loud[: len(frames)]] ** 2))
     assert 20 * np.log10(rms) == pytest.approx(-23, abs=0.1)
@@ -148,7 +152,7 @@ def test_speech_comes_to_one_level(level):
 def test_a_peak_is_not_raised_over_the_limit():
     wave = voice(2, 0.02)
     wave[RATE] = 0.5
-    assert np.abs(take(wave).wave).max() == pytest.approx(clips.PEAK_LIMIT, rel=1e-3)
+    assert np.abs(take(wave).wave).max() == pytest.approx(cleaning.PEAK_LIMIT, rel=1e-3)
 
 
 def test_the_level_can_be_left_alone():
@@ -172,7 +176,7 @@ def test_files_of_every_kind_are_read(tmp_path, suffix):
     wave, rate = soundfile.read(RECORDING)
     path = tmp_path / f"a.{suffix}"
     soundfile.write(path, wave, rate)
-    found = clips.take(raw.Clip("a", path, TEXT), RULES)
+    found = cleaning.take(raw.Clip("a", path, TEXT), RULES)
     assert (found.reason, found.marks) == ("", ())
     assert len(found.wave) / RATE == pytest.approx(5.3, abs=0.2)
 
@@ -186,13 +190,13 @@ def test_g722_is_read_and_every_file_begins_anew(tmp_path):
     pcm = (voice(2, 0.5, rate=16_000) * 2**15).astype(np.int16)
     path = tmp_path / "a.g722"
     path.write_bytes(bytes(G722.G722(16_000, 64_000).encode(pcm)))
-    module = extras.load("data.g722")
+    module = optional.load("data.preparation.g722")
     assert module.seconds(path) == pytest.approx(2.0)
     first, rate = module.read(path)
     assert rate == 16_000 and np.array_equal(first, module.read(path)[0])
     delay = 22  # of the filters, samples
     assert np.corrcoef(first[delay:], pcm[:-delay])[0, 1] > 0.95
-    assert clips.take(raw.Clip("a", path, "Hello there, you."), RULES).reason == ""
+    assert cleaning.take(raw.Clip("a", path, "Hello there, you."), RULES).reason == ""
 
 
 # ----------------------------------------------------------------------- scoring
@@ -214,7 +218,7 @@ def test_g722_is_read_and_every_file_begins_anew(tmp_path):
     ],
 )
 def test_character_errors_are_counted(said, heard, error):
-    assert scorers.cer(said, heard) == pytest.approx(error)
+    assert scoring.cer(said, heard) == pytest.approx(error)
 
 
 class Quality:
@@ -255,11 +259,11 @@ class Ear:
     ],
 )
 def test_scorers_mark_and_give_the_tier(quality, heard, marks, tier):
-    panel = scorers.Scorers(scorers.Spec())
+    panel = scoring.Scorers(scoring.Spec())
     panel._dnsmos = quality and Quality(*quality)
     panel._asr = heard and Ear(heard)
     clip = raw.Clip("x", (voice(1.5), RATE), "Hello there, you.", language="italian")
-    found, level = panel.judge(clips.take(clip, RULES))
+    found, level = panel.judge(cleaning.take(clip, RULES))
     assert (found.marks, level) == (marks, tier)
     if heard:
         samples, language = panel._asr.asked[0]
@@ -268,7 +272,7 @@ def test_scorers_mark_and_give_the_tier(quality, heard, marks, tier):
 
 
 def test_a_marked_clip_is_low_whatever_the_models_say():
-    panel = scorers.Scorers(scorers.Spec())
+    panel = scoring.Scorers(scoring.Spec())
     panel._dnsmos = Quality(4.0, 4.0)
     found = panel.judge(take(np.clip(voice(2, 1.0), -0.4, 0.4)))
     assert (found[0].marks, found[1]) == (("clipping",), "low")
@@ -278,8 +282,8 @@ def test_scorers_whose_package_is_missing_say_so(tmp_path):
     missing = importlib.util.find_spec("speechmos") is None
     if missing:
         with pytest.raises(ModuleNotFoundError, match=r"speechmos.*\.\[eval\]"):
-            scorers.Scorers(scorers.Spec(dnsmos=True))
+            scoring.Scorers(scoring.Spec(dnsmos=True))
     else:
-        panel = scorers.Scorers(scorers.Spec(dnsmos=True))
+        panel = scoring.Scorers(scoring.Spec(dnsmos=True))
         clip = raw.Clip("x", str(RECORDING), TEXT)
-        assert panel.judge(clips.take(clip, RULES))[1] in ("medium", "high")
+        assert panel.judge(cleaning.take(clip, RULES))[1] in ("medium", "high")

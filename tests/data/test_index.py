@@ -6,7 +6,9 @@ import pickle
 import numpy as np
 import pytest
 
-from data import index, lengths, records, synthetic
+from data import index
+from data.format import lengths, records
+from data.mixture import synthetic_index
 from qwen3tts_jax.text import tokenizer as text_tokenizer
 
 CODEC, OTHER = "0123456789abcdef", "fedcba9876543210"
@@ -140,7 +142,7 @@ def test_every_form_of_a_vocabulary_has_one_hash(tokenizer, whole_dir):
 
 
 def test_a_synthetic_index_can_be_kept_on_disk(tmp_path):
-    made = synthetic.SyntheticIndex(tmp_path / "index", 3, 500, seed=4)
+    made = synthetic_index.SyntheticIndex(tmp_path / "index", 3, 500, seed=4)
     opened = made.write(tmp_path / "index")
     assert opened.languages == made.languages and opened.rows.tolist() == [500] * 3
     for shard in range(3):

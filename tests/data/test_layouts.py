@@ -6,7 +6,8 @@ import itertools
 import numpy as np
 import pytest
 
-from data import keys, layouts, lengths
+from data.format import lengths
+from data.mixture import hashing, prompt_layouts
 from qwen3tts_jax.config import tiny, tts
 from qwen3tts_jax.generation import prompt
 
@@ -35,10 +36,10 @@ def make_columns(rows: int, *, mate=None, **changes) -> lengths.Columns:
     return lengths.Columns(**values | changes)
 
 
-def draw(columns, *, key=0, rows=None, **probabilities) -> layouts.Drawn:
-    choice = layouts.Layouts(**probabilities)
+def draw(columns, *, key=0, rows=None, **probabilities) -> prompt_layouts.Drawn:
+    choice = prompt_layouts.Layouts(**probabilities)
     tagged = choice.tagged(LANGUAGES)
-    return layouts.draw(choice, columns, key=key, tagged=tagged, rows=rows)
+    return prompt_layouts.draw(choice, columns, key=key, tagged=tagged, rows=rows)
 
 
 # ------------------------------------------------------------------------ lengths
@@ -65,7 +66,7 @@ class Spoken:
             instruct=np.asarray(told, np.uint16),
         )
 
-    def build(self, config, drawn: layouts.Drawn, at: int, *, by_id: bool):
+    def build(self, config, drawn: prompt_layouts.Drawn, at: int, *, by_id: bool):
         row, mate = int(drawn.row[at]), int(drawn.mate[at])
         role, text = self.tokenizer.role_and_text_ids(self.said[row])
         language = LANGUAGES[self.columns.language[row]]
@@ -92,7 +93,7 @@ def spoken(tokenizer):
     return Spoken(tokenizer)
 
 
-@pytest.mark.parametrize("voice", layouts.VOICES)
+@pytest.mark.parametrize("voice", prompt_layouts.VOICES)
 def test_positions_are_those_of_the_prompt(spoken, voice):
     """Every mixture of choices comes up, and the prompt is as long as counted."""
     variant = "custom_voice" if voice == "id" else "base"
@@ -101,7 +102,7 @@ def test_positions_are_those_of_the_prompt(spoken, voice):
     seen = collections.Counter()
     for key in range(6):
         drawn = draw(spoken.columns, key=key, voice=voice, **choices)
-        expected = layouts.positions(drawn, spoken.columns)
+        expected = prompt_layouts.positions(drawn, spoken.columns)
         for at in range(len(drawn.row)):
             built = spoken.build(config, drawn, at, by_id=voice == "id")
             frames = len(spoken.codes[drawn.row[at]])
@@ -197,9 +198,9 @@ def test_keys_tell_seed_stage_round_and_shard_apart():
     base = (1, "s1", 0, 0)
     others = [(2, "s1", 0, 0), (1, "s2", 0, 0), (1, "s1", 1, 0), (1, "s1", 0, 1)]
     columns = make_columns(300)
-    first = draw(columns, key=layouts.shard_key(*base)).streaming
+    first = draw(columns, key=prompt_layouts.shard_key(*base)).streaming
     for other in others:
-        drawn = draw(columns, key=layouts.shard_key(*other)).streaming
+        drawn = draw(columns, key=prompt_layouts.shard_key(*other)).streaming
         assert 0.3 < np.mean(drawn != first) < 0.7
 
 
@@ -252,7 +253,7 @@ def test_references_are_short_and_mates_are_named_where_they_are_used():
 )
 def test_bad_choices_are_refused(choice, message):
     with pytest.raises(ValueError, match=message):
-        layouts.Layouts(**choice)
+        prompt_layouts.Layouts(**choice)
 
 
 # ---------------------------------------------------------------------------- keys
@@ -263,22 +264,22 @@ def test_bits_are_those_of_splitmix64():
 
     Source: rosettacode.org, "Pseudo-random numbers/Splitmix64".
     """
-    made = keys.bits(1234567, np.arange(1, 4))
+    made = hashing.bits(1234567, np.arange(1, 4))
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
     assert made.tolist() == expected
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 1000, 1 << 16])
 def test_permutations_have_everything_once(count):
-    made = keys.permutation(5, count)
+    made = hashing.permutation(5, count)
     assert sorted(made.tolist()) == list(range(count))
     if count >= 1000:
         moved = np.abs(made - np.arange(count)).mean()
         assert moved == pytest.approx(count / 3, rel=0.05)
-        assert (made != keys.permutation(6, count)).mean() > 0.99
+        assert (made != hashing.permutation(6, count)).mean() > 0.99
 
 
 def test_keys_depend_on_every_part_and_their_order():
-    made = {keys.key(*parts) for parts in itertools.permutations(("a", 1, 2))}
-    assert len(made | {keys.key("a", 1), keys.key("a", 1, 2, 0)}) == 8
-    assert keys.key("a", 1) == keys.key("a", 1)
+    made = {hashing.key(*parts) for parts in itertools.permutations(("a", 1, 2))}
+    assert len(made | {hashing.key("a", 1), hashing.key("a", 1, 2, 0)}) == 8
+    assert hashing.key("a", 1) == hashing.key("a", 1)

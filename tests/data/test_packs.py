@@ -5,7 +5,7 @@ import collections
 import numpy as np
 import pytest
 
-from data import packs, schedule
+from data.mixture import bin_packing, schedule
 
 # ------------------------------------------------------------------------- packing
 
@@ -18,11 +18,11 @@ def test_packs_lose_nothing_and_fit(small):
     if small != "all":
         sizes.append(rng.integers(60, length + 1, 800))
     sizes = np.concatenate(sizes)
-    rows = packs.assign(sizes, length, key=1)
+    rows = bin_packing.assign(sizes, length, key=1)
     assert len(rows) == len(sizes)
     used = np.bincount(rows, weights=sizes)
     assert used.max() <= length and used.min() > 0  # no row without an example
-    order, starts = packs.gather(rows)
+    order, starts = bin_packing.gather(rows)
     assert sorted(order.tolist()) == list(range(len(sizes)))
     for row, (start, stop) in enumerate(zip(starts, starts[1:])):
         assert (rows[order[start:stop]] == row).all()
@@ -30,7 +30,7 @@ def test_packs_lose_nothing_and_fit(small):
 
 def test_the_key_mixes_small_examples():
     sizes = np.full(1000, 10)
-    one, two = (packs.assign(sizes, 500, key=key) for key in (1, 2))
+    one, two = (bin_packing.assign(sizes, 500, key=key) for key in (1, 2))
     assert (np.bincount(one) == 50).all() and (one != two).mean() > 0.8
 
 

@@ -10,15 +10,18 @@ import corpora
 import numpy as np
 import pytest
 
-from data import index, layouts, pipeline, plan, records, stages
+from data import index
+from data.format import records
+from data.loading import loader as pipeline
+from data.loading import packed_rows
+from data.mixture import plan, prompt_layouts, stages
 from qwen3tts_jax.config import released, tiny, tts
 from qwen3tts_jax.generation import prompt
 from qwen3tts_jax.text import tokenizer as text_tokenizer
-from qwen3tts_jax.training import packing
 
 CODEC, SHARDS, ROWS, DIM = corpora.CODEC, corpora.SHARDS, corpora.ROWS, corpora.DIM
 LENGTH, STEPS = 160, 6
-SHAPE = packing.Shape(length=LENGTH, voices=20)
+SHAPE = packed_rows.Shape(length=LENGTH, voices=20)
 
 
 def encoded(shard: int, **changes) -> list[bytes]:
@@ -53,7 +56,7 @@ def make_plan(corpus, **draws) -> plan.Plan:
         rows=8,
         seed=3,
         pools=(stages.Pool(weight=1),),
-        layouts=layouts.Layouts(**draws),
+        layouts=prompt_layouts.Layouts(**draws),
         block_shards=2,
     )
     opened = index.open_index(corpus, codec=CODEC)
@@ -97,7 +100,7 @@ def name_of(item, made: plan.Plan) -> str:
     return f"{shard_of(item, made)}/{item['row']}"
 
 
-def expected(item, made: plan.Plan, tokenizer, config) -> packing.Example:
+def expected(item, made: plan.Plan, tokenizer, config) -> packed_rows.Example:
     """What an item of the plan should become, straight from `record`."""
     shard = shard_of(item, made)
     one = corpora.record(shard, item["row"])
@@ -115,7 +118,9 @@ def expected(item, made: plan.Plan, tokenizer, config) -> packing.Example:
         reference=said if has["ICL"] else None,
         non_streaming=not has["STREAMING"],
     )
-    return packing.Example(built, one.codes, mate.x_vector if has["VOICED"] else None)
+    return packed_rows.Example(
+        built, one.codes, mate.x_vector if has["VOICED"] else None
+    )
 
 
 FLAGS = ("STREAMING", "TAGGED", "INSTRUCTED", "VOICED", "ICL")
@@ -137,7 +142,7 @@ def test_a_batch_is_what_the_plan_says(make, tokenizer, config):
         assert made.pop(pipeline.BAD).tolist() == []
         ids = made.pop(pipeline.IDS).tolist()
         assert ids == [[name_of(item, batches.plan) for item in row] for row in rows]
-        assert_same(made, packing.pack(config, items, SHAPE))
+        assert_same(made, packed_rows.pack(config, items, SHAPE))
     flags = np.asarray([flag for flag, _ in seen])
     for bit in (getattr(plan, name) for name in FLAGS):
         assert 0 < np.count_nonzero(flags & bit) < len(flags)
@@ -205,7 +210,7 @@ def test_speakers_of_the_checkpoint_by_id(make):
 
 
 def test_voices_beyond_the_table_are_left_out_and_counted(make):
-    full, short = make(), make(shape=packing.Shape(length=LENGTH, voices=2))
+    full, short = make(), make(shape=packed_rows.Shape(length=LENGTH, voices=2))
     assert 2 < pipeline.voices_needed(full.plan) <= SHAPE.voices
     whole, cut = full[0], short[0]
     counts = [np.sum(row["flags"] & plan.VOICED > 0) for row in full.plan.batch(0)]
@@ -397,7 +402,7 @@ def test_a_record_without_the_voice(damaged, make):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (dict(shape=packing.Shape(length=99)), "99 positions, expected the 160"),
+        (dict(shape=packed_rows.Shape(length=99)), "99 positions, expected the 160"),
         (dict(hosts=3), "8 rows a batch on 3 hosts"),
         (dict(draws=dict(tags=("czech", "english"))), "tags for czech"),
     ],

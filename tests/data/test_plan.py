@@ -12,16 +12,15 @@ import sys
 import numpy as np
 import pytest
 
-from data import (
+from data.format import lengths, records
+from data.mixture import (
     blocks,
-    keys,
-    layouts,
-    lengths,
+    hashing,
     plan,
-    plan_file,
-    records,
+    plan_cache,
+    prompt_layouts,
     schedule,
-    synthetic,
+    synthetic_index,
 )
 from eval import data_scale
 
@@ -51,7 +50,7 @@ def make(index, stage: plan.Stage = STAGE, **changes) -> plan.Plan:
 
 @pytest.fixture
 def index(tmp_path):
-    return synthetic.SyntheticIndex(tmp_path, SHARDS, ROWS)
+    return synthetic_index.SyntheticIndex(tmp_path, SHARDS, ROWS)
 
 
 @pytest.fixture
@@ -88,9 +87,9 @@ def members(index, number: int, round: int) -> set[tuple[int, int]]:
     tagged, found = STAGE.layouts.tagged(index.languages), set()
     for shard in range(SHARDS):
         columns = index.columns(shard)
-        key = layouts.shard_key(STAGE.seed, STAGE.name, round, shard)
-        drawn = layouts.draw(STAGE.layouts, columns, key=key, tagged=tagged)
-        fits = layouts.positions(drawn, columns) <= STAGE.length
+        key = prompt_layouts.shard_key(STAGE.seed, STAGE.name, round, shard)
+        drawn = prompt_layouts.draw(STAGE.layouts, columns, key=key, tagged=tagged)
+        fits = prompt_layouts.positions(drawn, columns) <= STAGE.length
         for row in np.flatnonzero(fits).tolist():
             language = index.languages[columns.language[row]]
             tier = records.TIERS[columns.tier[row]]
@@ -135,7 +134,7 @@ def test_what_is_left_out_is_counted(index, made):
 
 def test_unusable_utterances_are_left_out(tmp_path):
     @dataclasses.dataclass(frozen=True)
-    class Holes(synthetic.SyntheticIndex):
+    class Holes(synthetic_index.SyntheticIndex):
         def columns(self, shard):
             columns = super().columns(shard)
             columns.text[:7] = 0
@@ -155,12 +154,12 @@ def test_items_carry_the_draws_and_fit(index, made):
         for item in made.row(g):
             shard, row = int(item["shard"]), int(item["row"])
             round = place.epoch % STAGE.rounds
-            key = layouts.shard_key(STAGE.seed, STAGE.name, round, shard)
+            key = prompt_layouts.shard_key(STAGE.seed, STAGE.name, round, shard)
             columns = index.columns(shard)
-            drawn = layouts.draw(
+            drawn = prompt_layouts.draw(
                 STAGE.layouts, columns, key=key, tagged=tagged, rows=np.asarray([row])
             )
-            total += int(layouts.positions(drawn, columns)[0])
+            total += int(prompt_layouts.positions(drawn, columns)[0])
             assert item["mate"] == drawn.mate[0]
             for flag, name in zip(blocks.FLAGS, FLAG_NAMES):
                 assert bool(item["flags"] & flag) == getattr(drawn, name)[0]
@@ -214,22 +213,22 @@ def test_seed_and_name_change_everything(index, made):
 
 
 def test_the_plan_of_this_version_stays_as_it_is(tmp_path):
-    """A change here breaks the resuming of runs: then raise `plan_file.VERSION`."""
+    """A change here breaks the resuming of runs: then raise `plan_cache.VERSION`."""
     made = make(Arithmetic(tmp_path, 6, 300))
     digest = hashlib.sha256()
     for g in [*range(100), 10**9]:
         digest.update(made.row(g).astype(plan.ITEM).tobytes())
-    assert (plan_file.VERSION, digest.hexdigest()[:16]) == GOLDEN
+    assert (plan_cache.VERSION, digest.hexdigest()[:16]) == GOLDEN
 
 
 GOLDEN = (1, "cf51dfca8477ea3b")
 
 
-class Arithmetic(synthetic.SyntheticIndex):
+class Arithmetic(synthetic_index.SyntheticIndex):
     """Lengths from whole numbers alone, the same on every machine."""
 
     def columns(self, shard: int) -> lengths.Columns:
-        draws = keys.fields(shard, np.arange(self.shard_rows)).astype(np.int64)
+        draws = hashing.fields(shard, np.arange(self.shard_rows)).astype(np.int64)
         row = np.arange(self.shard_rows)
         values = dict(
             frames=20 + draws[:, 0] % 300,
@@ -256,7 +255,7 @@ def test_negative_numbers_are_refused(made, g):
 
 def test_shares_of_positions_are_the_weights(tmp_path):
     """Pools that fill their rows differently, and are small and large."""
-    index = synthetic.SyntheticIndex(tmp_path, 8, 4000)
+    index = synthetic_index.SyntheticIndex(tmp_path, 8, 4000)
     pools = (
         plan.Pool(0.02, max_seconds=3),
         plan.Pool(0.38, min_seconds=20),
@@ -287,7 +286,7 @@ def test_shares_of_positions_are_the_weights(tmp_path):
 )
 def test_rows_are_full(tmp_path, length, pools, share):
     """One block of four shards as large as real ones."""
-    index = synthetic.SyntheticIndex(tmp_path, 4, 32768)
+    index = synthetic_index.SyntheticIndex(tmp_path, 4, 32768)
     made = make(index, pools=pools, length=length, rounds=1, block_shards=4)
     assert made.efficiency > share
     assert made.most_items < length // 64
@@ -298,7 +297,9 @@ def test_rows_are_full(tmp_path, length, pools, share):
 
 def test_eight_utterances_will_do(tmp_path):
     made = make(
-        synthetic.SyntheticIndex(tmp_path, 1, 8), pools=(plan.Pool(1),), length=32768
+        synthetic_index.SyntheticIndex(tmp_path, 1, 8),
+        pools=(plan.Pool(1),),
+        length=32768,
     )
     everyone = [(0, row) for row in range(8)]
     assert made.epoch_rows == 1
@@ -309,7 +310,7 @@ def test_eight_utterances_will_do(tmp_path):
 def test_shards_are_shared_out_evenly(tmp_path):
     """Five shards in blocks of at most four: three and two, each once in a round."""
     stage = dataclasses.replace(STAGE, block_shards=4)
-    some = blocks.Blocks(synthetic.SyntheticIndex(tmp_path, 5, 10), stage)
+    some = blocks.Blocks(synthetic_index.SyntheticIndex(tmp_path, 5, 10), stage)
     for round in range(2):
         found = [some.shards(round, block).tolist() for block in range(len(some))]
         assert sorted(map(len, found)) == [2, 3]

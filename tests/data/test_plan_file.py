@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data import blocks, layouts, plan, plan_file, synthetic
+from data.mixture import blocks, plan, plan_cache, prompt_layouts, synthetic_index
 
 SHARDS, ROWS = 6, 400
 POOLS = (
@@ -34,7 +34,7 @@ def assert_same(rows, others) -> None:
 
 @pytest.fixture
 def index(tmp_path):
-    return synthetic.SyntheticIndex(tmp_path, SHARDS, ROWS)
+    return synthetic_index.SyntheticIndex(tmp_path, SHARDS, ROWS)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_a_plan_is_made_once(index, counting):
         dict(rounds=1),
         dict(block_shards=3),
         dict(pools=POOLS[:2]),
-        dict(layouts=layouts.Layouts(streaming=0.4)),
+        dict(layouts=prompt_layouts.Layouts(streaming=0.4)),
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -108,16 +108,16 @@ def nothing(path):
 
 def other_content(path):
     """The plan of another stage under this one's name."""
-    index = synthetic.SyntheticIndex(path.parent, SHARDS, ROWS)
+    index = synthetic_index.SyntheticIndex(path.parent, SHARDS, ROWS)
     other = dataclasses.replace(STAGE, seed=77)
     make(index, other)
-    plan_file.path_of(index, other).replace(path)
+    plan_cache.path_of(index, other).replace(path)
 
 
 @pytest.mark.parametrize("harm", [truncate, scramble, nothing, other_content])
 def test_a_damaged_plan_is_made_again(index, harm):
     expected = make(index).batch(1)
-    path = plan_file.path_of(index, STAGE)
+    path = plan_cache.path_of(index, STAGE)
     whole, lines = path.read_bytes(), []
     harm(path)
     again = plan.Plan.make(index, STAGE, log=lines.append)
@@ -128,7 +128,7 @@ def test_a_damaged_plan_is_made_again(index, harm):
 
 
 def test_an_index_that_changes_under_a_run_is_noticed(index, made):
-    class Changed(synthetic.SyntheticIndex):
+    class Changed(synthetic_index.SyntheticIndex):
         fingerprint = index.fingerprint
 
     other = Changed(index.home, SHARDS, ROWS, seed=8)
@@ -137,7 +137,7 @@ def test_an_index_that_changes_under_a_run_is_noticed(index, made):
 
 
 def test_workers_make_the_same_plan(index, made):
-    path = plan_file.path_of(index, STAGE)
+    path = plan_cache.path_of(index, STAGE)
     whole = path.read_bytes()
     path.unlink()
     plan.Plan.make(index, STAGE, workers=2, log=quiet)
@@ -145,7 +145,7 @@ def test_workers_make_the_same_plan(index, made):
 
 
 def test_long_work_says_how_far_it_is(index, monkeypatch):
-    monkeypatch.setattr(plan_file, "_LOG_SECONDS", 0)
+    monkeypatch.setattr(plan_cache, "_LOG_SECONDS", 0)
     lines = []
     plan.Plan.make(index, STAGE, log=lines.append)
     assert len(lines) == 6

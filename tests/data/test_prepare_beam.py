@@ -7,7 +7,9 @@ import pytest
 
 pytest.importorskip("apache_beam", reason="apache-beam is optional (extra beam)")
 
-from data import prepare, prepare_beam, shards, sources
+from data import prepare
+from data.preparation import beam as prepare_beam
+from data.preparation import shards, sources
 
 CLIPS = pathlib.Path(__file__).parents[1] / "recordings/clips/it"
 

@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from data import records
+from data.format import records
 
 CODEC, OTHER = "0123456789abcdef", "fedcba9876543210"
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from data import extras, recordings, sources
+from data import optional
+from data.preparation import debian_recordings, sources
 
 NO_TFDS = importlib.util.find_spec("tensorflow_datasets") is None
 TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
@@ -152,16 +153,16 @@ def test_a_folder_notices_another_file(tmp_path):
     ],
 )
 def test_remarks_of_a_transcript_are_not_spoken(text, spoken, problem):
-    found, why = recordings.spoken_text(text, code="it", key="x")
+    found, why = debian_recordings.spoken_text(text, code="it", key="x")
     assert why == problem
     assert spoken is None or found == spoken
 
 
 def test_brackets_that_are_known_to_be_spoken_lose_their_signs():
     text = "убрать пометку (статус) «важно»"
-    found = recordings.spoken_text(text, code="ru", key="vm-review-nonurgent")
+    found = debian_recordings.spoken_text(text, code="ru", key="vm-review-nonurgent")
     assert found == ("убрать пометку статус «важно»", "")
-    assert recordings.spoken_text(text, code="ru", key="other")[1] == "remark"
+    assert debian_recordings.spoken_text(text, code="ru", key="other")[1] == "remark"
 
 
 def test_asterisk_prompts_get_their_lines(tmp_path):
@@ -304,9 +305,9 @@ def test_a_missing_package_is_one_clear_error(monkeypatch):
     def missing(name):
         raise ImportError("No module named 'speechmos'")
 
-    monkeypatch.setattr(extras.importlib, "import_module", missing)
+    monkeypatch.setattr(optional.importlib, "import_module", missing)
     with pytest.raises(ModuleNotFoundError, match=r"--dnsmos needs.*'\.\[eval\]'"):
-        extras.load("data.dnsmos")
+        optional.load("data.preparation.dnsmos")
 
 
 def test_the_recordings_of_this_checkout_have_text_and_voice():

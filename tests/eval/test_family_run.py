@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data.family import plan
+from data.small_family import reading_plan as plan
 from eval import family_run
 
 SLEEPS = (

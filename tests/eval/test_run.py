@@ -9,7 +9,7 @@ import judging
 import numpy as np
 import pytest
 
-from data import whisper_files
+from data.preparation import whisper_files
 from eval import codec_quality, griffin_lim, sets
 from qwen3tts_jax import metrics
 from qwen3tts_jax.audio import io as audio_io

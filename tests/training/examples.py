@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data.loading import packed_rows
 from qwen3tts_jax.config import tiny, tts
-from qwen3tts_jax.training import optimizer, packing
+from qwen3tts_jax.training import optimizer
 from qwen3tts_jax.training.lm import losses, train_step
 from qwen3tts_jax.training.lm import params as model_parts
 
@@ -58,7 +59,7 @@ def on_simulated_devices(program: str, count: int) -> dict[str, dict]:
     return {line["mesh"]: line for line in lines}
 
 
-def examples(count: int, *, seed: int = 0, frames=(5, 13)) -> list[packing.Example]:
+def examples(count: int, *, seed: int = 0, frames=(5, 13)) -> list[packed_rows.Example]:
     """Utterances with random texts, codes and x-vectors, in all layouts in turn."""
     rng = np.random.default_rng(seed)
     made = []
@@ -69,7 +70,7 @@ def examples(count: int, *, seed: int = 0, frames=(5, 13)) -> list[packing.Examp
             rng.integers(0, CODES, (size, 15)),
         )
         made.append(
-            packing.example(
+            packed_rows.example(
                 CONFIG,
                 np.concatenate([first, rest], axis=1).astype(np.uint16),
                 role=ROLE,
@@ -82,9 +83,9 @@ def examples(count: int, *, seed: int = 0, frames=(5, 13)) -> list[packing.Examp
     return made
 
 
-def pack(rows: list[list[packing.Example]], *, voices: int = 3) -> dict:
+def pack(rows: list[list[packed_rows.Example]], *, voices: int = 3) -> dict:
     """Rows of utterances as arrays."""
-    return packing.pack(CONFIG, rows, packing.Shape(LENGTH, voices=voices))
+    return packed_rows.pack(CONFIG, rows, packed_rows.Shape(LENGTH, voices=voices))
 
 
 def batch(rows: int, *, each: int = 3, **settings) -> dict[str, np.ndarray]:
@@ -101,7 +102,7 @@ def recipe(
     peak: float = 3e-3,
     **settings,
 ) -> train_step.Recipe:
-    """Float32; settings of the recipe, of `optimizer` or of `packing` by name."""
+    """Float32; settings of the recipe, of `optimizer` or of `packed_rows` by name."""
     of_optimizer = settings.pop("optimizer", {})
     of_packing = settings.pop("packing", {})
     return train_step.Recipe(

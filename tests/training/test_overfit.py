@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
+from data.loading import packed_rows
 from qwen3tts_jax import Qwen3TTSModel
 from qwen3tts_jax.checkpoints import hub
-from qwen3tts_jax.training import packing
 from qwen3tts_jax.training.lm import export, initialization, train_step
 
 TEXTS = (
@@ -38,14 +38,14 @@ GREEDY = dict(
 
 
 @pytest.fixture(scope="module")
-def utterances(tokenizer) -> list[packing.Example]:
+def utterances(tokenizer) -> list[packed_rows.Example]:
     """The texts with random codes and voices."""
     draw, made = np.random.default_rng(0), []
     for said, language, non_streaming in zip(TEXTS, LANGUAGES, NON_STREAMING):
         role, ids = tokenizer.role_and_text_ids(said)
         codes = draw.integers(0, 2048, (int(draw.integers(8, 17)), 16))
         made.append(
-            packing.example(
+            packed_rows.example(
                 examples.WHOLE,
                 codes,
                 role=role,
@@ -72,7 +72,7 @@ def exported(utterances, checkpoint, tmp_path_factory):
     parts = initialization.from_official(source, examples.WHOLE)
     state = jax.jit(recipe.init)(train_step.flatten(parts), jax.random.key(1))
     rows = [utterances[:4], utterances[4:]]
-    batch = packing.pack(examples.WHOLE, rows, packing.Shape(LENGTH, voices=4))
+    batch = packed_rows.pack(examples.WHOLE, rows, packed_rows.Shape(LENGTH, voices=4))
     options = examples.compiler(1)
     step = jax.jit(recipe.step, donate_argnums=0, compiler_options=options)
     for _ in range(STEPS):

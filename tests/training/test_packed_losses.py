@@ -5,7 +5,8 @@ import jax
 import numpy as np
 import parity
 
-from qwen3tts_jax.training import fsdp, packing
+from data.loading import packed_rows as packing
+from qwen3tts_jax.training import fsdp
 from qwen3tts_jax.training.lm import losses, params
 
 LOSS_CLOSE = 1e-4  # nats; float32 sums differ by some 1e-6

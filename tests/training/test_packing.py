@@ -4,9 +4,9 @@ import numpy as np
 import parity
 import pytest
 
+from data.loading import packed_rows
 from qwen3tts_jax import model as models
 from qwen3tts_jax.generation import prompt
-from qwen3tts_jax.training import packing
 
 NONE = prompt.NONE
 FRAMES, DIM, LENGTH = 9, 64, 96
@@ -59,19 +59,19 @@ def lay_out(config, tokenizer, layout: dict, *, codes=None, text=TEXT):
         layout["reference"] = reference(tokenizer, layout["reference"])
     role, ids = tokenizer.role_and_text_ids(text)
     codes = frames(FRAMES, 5) if codes is None else codes
-    return packing.example(config, codes, role=role, text=ids, **layout)
+    return packed_rows.example(config, codes, role=role, text=ids, **layout)
 
 
 def pack_one(config, item, **shape) -> dict[str, np.ndarray]:
-    shape = packing.Shape(**dict(length=LENGTH) | shape)
-    packed = packing.pack(config, [[item]], shape)
+    shape = packed_rows.Shape(**dict(length=LENGTH) | shape)
+    packed = packed_rows.pack(config, [[item]], shape)
     return {name: array[0] for name, array in packed.items()}
 
 
 # ------------------------------------------------------------------ one example
 
 
-def check_alone(config, item: packing.Example) -> None:
+def check_alone(config, item: packed_rows.Example) -> None:
     """A row with one example is its prompt, its frames, then nothing."""
     row, given = pack_one(config, item), len(item.prompt.text)
     end = given + len(item.codes)
@@ -143,8 +143,8 @@ def test_rows_hold_examples_side_by_side(tts, tokenizer):
     config = tts.config
     items = [lay_out(config, tokenizer, layout) for layout in LAYOUTS.values()]
     rows = [[items[3], items[0], items[5]], [], [items[7], items[4]]]
-    shape = packing.Shape(length=LENGTH, voices=3)
-    packed = packing.pack(config, rows, shape)
+    shape = packed_rows.Shape(length=LENGTH, voices=3)
+    packed = packed_rows.pack(config, rows, shape)
     for row, examples in enumerate(rows):
         start, voices = 0, 0
         for number, item in enumerate(examples, 1):
@@ -167,8 +167,8 @@ def test_rows_hold_examples_side_by_side(tts, tokenizer):
 
 def test_shapes_and_dtypes(tts, tokenizer):
     item = lay_out(tts.config, tokenizer, LAYOUTS["x-vector"])
-    shape = packing.Shape(length=LENGTH, voices=2)
-    packed = packing.pack(tts.config, [[item], []], shape)
+    shape = packed_rows.Shape(length=LENGTH, voices=2)
+    packed = packed_rows.pack(tts.config, [[item], []], shape)
     assert {name: (x.dtype.name, x.shape) for name, x in packed.items()} == dict(
         text=("int32", (2, LENGTH)),
         codes=("int16", (2, LENGTH, 16)),
@@ -187,8 +187,8 @@ def test_mels_are_cut_and_padded(tts, tokenizer):
         lay_out(tts.config, tokenizer, dict(non_streaming=False, voice=mel))
         for mel in mels
     ]
-    shape = packing.Shape(length=LENGTH, voices=3, mel_frames=20)
-    packed = packing.pack(tts.config, [items], shape)
+    shape = packed_rows.Shape(length=LENGTH, voices=3, mel_frames=20)
+    packed = packed_rows.pack(tts.config, [items], shape)
     assert packed["mel"].shape == (1, 3, 20, 128)
     assert packed["mel"].dtype == np.float16
     assert packed["mel_length"].tolist() == [[7, 20, 5]]
@@ -212,7 +212,7 @@ def test_mels_are_cut_and_padded(tts, tokenizer):
 def test_refuses_what_does_not_fit(tts, tokenizer, shape, words):
     item = lay_out(tts.config, tokenizer, LAYOUTS["x-vector"])
     with pytest.raises(ValueError, match=f"got .*{words}"):
-        packing.pack(tts.config, [[item, item]], packing.Shape(**shape))
+        packed_rows.pack(tts.config, [[item, item]], packed_rows.Shape(**shape))
 
 
 def test_refuses_a_mel_too_short_for_the_speaker_encoder(tts, tokenizer):
@@ -225,7 +225,7 @@ def test_refuses_a_mel_too_short_for_the_speaker_encoder(tts, tokenizer):
 @pytest.mark.parametrize("bad", [dict(length=0), dict(length=9, mel_frames=4)])
 def test_refuses_a_shape(bad):
     with pytest.raises(ValueError, match="got Shape"):
-        packing.Shape(**bad)
+        packed_rows.Shape(**bad)
 
 
 # ----------------------------------------------------------------- back to text
@@ -237,8 +237,8 @@ def test_describe_tells_what_a_row_says(tts, tokenizer):
         lay_out(config, tokenizer, LAYOUTS["reference, all text first"]),
         lay_out(config, tokenizer, LAYOUTS["streaming"], text="Good morning to you."),
     ]
-    packed = packing.pack(config, [[], items], packing.Shape(length=LENGTH))
-    told = packing.describe(config, tokenizer, packed, 1)
+    packed = packed_rows.pack(config, [[], items], packed_rows.Shape(length=LENGTH))
+    told = packed_rows.describe(config, tokenizer, packed, 1)
     assert told.splitlines() == [
         "example 1: 38 positions",
         r"      3 -                  '<|im_start|>assistant\n'",
@@ -263,4 +263,4 @@ def test_describe_tells_what_a_row_says(tts, tokenizer):
         "      9 learned frames     ' morning to you.<tts_text_eod>'",
         "      1 learned end",
     ]
-    assert packing.describe(config, tokenizer, packed, 0) == ""
+    assert packed_rows.describe(config, tokenizer, packed, 0) == ""

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import text_files
 
-from data.family import vocabulary
+from data.loading import packed_rows
+from data.small_family import vocabulary
 from qwen3tts_jax.checkpoints import random_weights, weights
 from qwen3tts_jax.config import small, tiny, tts
 from qwen3tts_jax.generation import generate, prompt
 from qwen3tts_jax.models import code_predictor, talker
 from qwen3tts_jax.text import tokenizer as text_tokenizer
-from qwen3tts_jax.training import packing
 
 VOCABULARY = 300  # ids: 256 bytes, 6 added tokens, "assistant", a few merges
 X_VECTOR = np.random.default_rng(0).standard_normal(64, np.float32)
@@ -23,7 +23,7 @@ X_VECTOR = np.random.default_rng(0).standard_normal(64, np.float32)
 
 @pytest.fixture(scope="module")
 def text_dir(tmp_path_factory) -> pathlib.Path:
-    """A reduced vocabulary, as data/family makes it."""
+    """A reduced vocabulary, as data/small_family makes it."""
     out = tmp_path_factory.mktemp("vocabulary") / "v"
     said = [entry["text"] for entry in text_files.GOLDEN["texts"]]
     vocabulary.write(out, {"many": said}, size=VOCABULARY)
@@ -93,7 +93,7 @@ def test_a_step_of_training(text_dir):
     role, ids = tokenizer.role_and_text_ids("Où est le chat ?")
     draw = np.random.default_rng(0)
     laid = [
-        packing.example(
+        packed_rows.example(
             config,
             draw.integers(0, small.CODES, (16, 16), np.uint16),
             role=role,
@@ -104,7 +104,7 @@ def test_a_step_of_training(text_dir):
         )
         for late in (True, False)
     ]
-    batch = packing.pack(config, [laid], packing.Shape(128, voices=2))
+    batch = packed_rows.pack(config, [laid], packed_rows.Shape(128, voices=2))
     recipe = examples.recipe(config, optimizer=dict(weight_decay=0.0))
     state = recipe.init(examples.params(config), jax.random.key(0))
     step = jax.jit(recipe.step, compiler_options=examples.QUICK)

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from configs import finetune
-from qwen3tts_jax.training import packing
+from data.loading import packed_rows
 from qwen3tts_jax.training.lm import lora, losses, train_step
 
 EMA, WARMUP, EPS = 0.9, 10, 1e-3
@@ -231,7 +231,7 @@ def rows_are(*rows: int) -> np.ndarray:
     return np.isin(np.arange(2), rows)[:, None]
 
 
-def of_frames(*counts: int) -> list[packing.Example]:
+def of_frames(*counts: int) -> list[packed_rows.Example]:
     """Utterances of so many frames, without a code 0 in codebooks 1..15."""
     made = [examples.examples(1, seed=n, frames=(n, n + 1))[0] for n in counts]
     for item in made:

@@ -201,7 +201,7 @@ def packed(
     """The training loss of packed rows.
 
     Args:
-        batch: arrays as `packing.pack` makes them.
+        batch: arrays as `data.loading.packed_rows.pack` makes them.
         total: of all rows of the step, so that the losses of its parts add up.
         key: draws the frames of the predictor.
         gather: casts the parameters, and gathers them on its mesh.

@@ -184,7 +184,8 @@ class Recipe:
     def step(self, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         """One update, and what it measured (float32 arrays).
 
-        batch: arrays [B, ...] of `packing.pack`; B is a multiple of `accumulate`.
+        batch: arrays [B, ...] of `data.loading.packed_rows.pack`; B is a multiple of
+            `accumulate`.
         """
         eos = self.config.talker.codec_eos_id
         total = losses.counts(batch, eos, self.packing)

@@ -6,18 +6,20 @@ import json
 import numpy as np
 import pytest
 
-from data import raw, recordings, sources
-from data.family import (
+from data.preparation import clip as raw
+from data.preparation import debian_recordings as recordings
+from data.preparation import sources
+from data.small_family import (
     agreement,
     held_out,
-    human,
     manifests,
     packages,
     passages,
-    plan,
     reading,
     texts,
 )
+from data.small_family import human_speech as human
+from data.small_family import reading_plan as plan
 
 # ----------------------------------------------------------------------- held out
 

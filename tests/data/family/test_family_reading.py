@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from data.family import plan, reading
+from data.small_family import reading
+from data.small_family import reading_plan as plan
 
 RATE = 24_000
 HOURS = 0.01  # 36 s

@@ -4,7 +4,8 @@ import collections
 
 import pytest
 
-from data.family import held_out, passages, plan, texts
+from data.small_family import held_out, passages, texts
+from data.small_family import reading_plan as plan
 
 
 def sentence(language: str, text: str) -> texts.Text:

@@ -9,7 +9,7 @@ import unicodedata
 import pytest
 import text_files
 
-from data.family import vocabulary
+from data.small_family import vocabulary
 from qwen3tts_jax.text import tokenizer as text
 
 SIZE = 400
