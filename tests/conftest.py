@@ -30,7 +30,7 @@ if jax.__version_info__ < (0, 11):  # later ones have no such option
     XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false"
 PLAIN = "jax_disable_most_optimizations"
 # Begun first, so that no process of pytest -n is left alone with one at the end.
-LONGEST = ("test_real_run.py", "test_engine.py", "test_generate.py", "test_train.py")
+LONGEST = ("test_real_speech.py", "test_engine.py", "test_generate.py", "test_train.py")
 
 
 def pytest_configure(config) -> None:

@@ -62,23 +62,22 @@ ORDERED, SEPARATE = LAYERS[3], LAYERS[4]
 MAX_LINES = 450
 LONGER = {  # file -> why it is one file
     "qwen3tts_jax/model.py": "the official class with all its methods",
-    "tests/test_audio.py": "every way in and every refusal of one module",
     "tests/test_infer.py": "every flag and every refusal of one program",
     "tests/test_purity.py": "how to call every method of every module",
-    "tests/test_hf.py": "every way in which a checkpoint can be wrong",
+    "tests/checkpoints/test_weights.py": "every way in which a checkpoint can be wrong",
 }
 TORCH = (
     "tests/golden/",
-    "eval/official_speed.py",
-    "eval/faster_speed.py",
+    "eval/benchmarks/worker_official.py",
+    "eval/benchmarks/worker_faster.py",
 )  # where the official package runs
 LAZY = {  # file -> why it imports inside a function
     "data/optional.py": "packages for some sources and scorers are optional",
-    "eval/latency.py": "matplotlib is optional (extra eval)",
+    "eval/benchmarks/latency.py": "matplotlib is optional (extra eval)",
     "eval/run.py": "judges, Opus and pictures are optional (extra eval)",
-    "eval/speed_report.py": "matplotlib is optional (extra eval)",
+    "eval/benchmarks/report.py": "matplotlib is optional (extra eval)",
     "qwen3tts_jax/codecs/xvector.py": "onnxruntime is optional (extra onnx)",
-    "eval/stream_speed.py": "speechmos is optional (extra eval)",
+    "eval/benchmarks/streams.py": "speechmos is optional (extra eval)",
 }
 GENERATED = ("build", "dist", "out", "shared")  # folders that are no source
 

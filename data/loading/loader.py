@@ -7,7 +7,7 @@ having stored where it was.  `loader` has Grain prefetch it, in threads or proce
     for step, arrays in loader(batches, start=state.step, workers=2):
         ...
 
-Speed: see `eval/loader_speed.py`.
+Speed: see `eval/benchmarks/loader.py`.
 """
 
 import collections

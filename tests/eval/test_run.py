@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from data.preparation import whisper_files
-from eval import codec_quality, griffin_lim, sets
+from eval import codec, test_sets
+from eval.baselines import griffin_lim
 from qwen3tts_jax import metrics
 from qwen3tts_jax.audio import io as audio_io
 
@@ -22,7 +23,7 @@ def clips(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def panel(clips):
-    return judging.Panel(sets.read_clips(str(clips)))
+    return judging.Panel(test_sets.read_clips(str(clips)))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def base(checkpoint):
 def codec_run(panel, clips, base, tmp_path_factory):
     out = tmp_path_factory.mktemp("codec")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(codec_quality, "COUNTS", (16, 1))
+        patch.setattr(codec, "COUNTS", (16, 1))
         patch.setattr(griffin_lim, "ITERATIONS", 2)
         arguments = ("--clips", clips, "--baselines", "griffin_lim", "--limit", 2)
         found = judging.evaluate(panel, out, "codec", "--model", base, *arguments)
@@ -98,7 +99,7 @@ def test_codec_report_has_groups_codebooks_sounds_and_what_is_missing(codec_run)
 def test_kept_sounds_are_what_the_codec_decodes(codec_run, base):
     out, found = codec_run
     clip = found["clips"][0]
-    tokenizer = codec_quality.load(str(base))
+    tokenizer = codec.load(str(base))
     wave = audio_io.load(clip["audio"])
     codes = tokenizer.encode((wave, audio_io.SAMPLE_RATE)).audio_codes[0]
     [whole], _ = tokenizer.decode([codes])
@@ -149,12 +150,12 @@ def test_bad_clips_are_refused(panel, capsys, tmp_path, line, says):
 
 def test_a_missing_package_says_how_to_get_it(panel, capsys, tmp_path, clips):
     with pytest.MonkeyPatch.context() as patch:
-        patch.delitem(sys.modules, "eval.opus", raising=False)
+        patch.delitem(sys.modules, "eval.baselines.opus", raising=False)
         patch.setitem(sys.modules, "av", None)
         said = judging.refusal(
             panel, capsys, "recordings", "--clips", clips, "--out", tmp_path
         )
-    assert "eval.opus" in said and "pip install '.[eval]'" in said
+    assert "eval.baselines.opus" in said and "pip install '.[eval]'" in said
 
 
 # --------------------------------------------------------------------------- its parts
@@ -162,16 +163,16 @@ def test_a_missing_package_says_how_to_get_it(panel, capsys, tmp_path, clips):
 
 def test_a_limit_takes_from_every_source_and_language():
     def clip(i, source, language):
-        return sets.Clip(str(i), "", "x", language, "", source)
+        return test_sets.Clip(str(i), "", "x", language, "", source)
 
     kinds = [("a", "en")] * 50 + [("a", "it")] * 3 + [("b", "en")] * 2
     listed = [clip(i, *kind) for i, kind in enumerate(kinds)]
-    some = sets.spread(listed, 7, seed=0)
+    some = test_sets.spread(listed, 7, seed=0)
     counts = [sum((c.source, c.language) == kind for c in some) for kind in kinds]
     assert (counts[0], counts[50], counts[53]) == (3, 2, 2)
     assert [int(c.id) for c in some] == sorted(int(c.id) for c in some)
-    assert sets.spread(listed, 7, seed=1) != some
-    assert sets.spread(listed, 99, seed=0) == listed
+    assert test_sets.spread(listed, 7, seed=1) != some
+    assert test_sets.spread(listed, 99, seed=0) == listed
 
 
 def test_mel_inversion_keeps_the_mel(monkeypatch):
@@ -188,7 +189,7 @@ def test_mel_inversion_keeps_the_mel(monkeypatch):
 
 def test_opus_has_the_rate_and_the_length():
     pytest.importorskip("av")
-    from eval import opus
+    from eval.baselines import opus
 
     wave = audio_io.load(str(judging.CLIPS / "en" / "confbridge-invalid.flac"))
     made, bits = opus.reconstruct(wave)
