@@ -9,7 +9,7 @@ from pathlib import Path
 
 import huggingface_hub
 
-from qwen3tts_jax.checkpoints import weights
+from qwen3tts_jax.checkpoints import weights as weight_files
 
 FAMILY = Path(__file__).parents[1] / "family"  # see `packaged`
 VOICES = "voices.safetensors"  # named voices, see generation/voice_clone.py
@@ -91,7 +91,7 @@ def copy_side_files(source: Path | None, out: Path) -> None:
     if source is None:
         return
     for path in source.iterdir():
-        side = path.suffix in (".json", ".txt") and path.name != weights.INDEX
+        side = path.suffix in (".json", ".txt") and path.name != weight_files.INDEX
         if path.is_file() and side and not (out / path.name).exists():
             shutil.copyfile(path, out / path.name)
 
