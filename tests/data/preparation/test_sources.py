@@ -253,6 +253,7 @@ def test_a_tfds_builder_of_tensors_is_read_without_tensorflow(tmp_path):
     class TinySpeech(tfds.core.GeneratorBasedBuilder):
         """Three rows."""
 
+        __module__ = "tiny_speech"  # in a folder of tests, TFDS would look beside it
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
