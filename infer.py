@@ -6,7 +6,8 @@ Official weights: --model Qwen/Qwen3-TTS-12Hz-0.6B-Base downloads them when firs
 (`hf download Qwen/Qwen3-TTS-12Hz-0.6B-Base --local-dir DIR` does so beforehand).
 Without them, make random weights of the real 0.6B configuration, and hear their noise:
 
-    python -m qwen3tts_jax.random_checkpoint --size 0.6B --variant base --out DIR
+    python -m qwen3tts_jax.checkpoints.random_weights --size 0.6B \\
+        --variant base --out DIR
     python infer.py --model DIR --text "Hello." --max_frames 50 \\
         --ref_audio tests/recordings/allison_en.flac --ref_text "Your call is now \
 first in line and will be answered by the next available representative."
@@ -19,8 +20,12 @@ import secrets
 import sys
 import time
 
-from qwen3tts_jax import audio, hf, model, prompt, sampling, sinks, voice_clone
-from qwen3tts_jax import config as configs
+from qwen3tts_jax import model
+from qwen3tts_jax.audio import io as audio_io
+from qwen3tts_jax.audio import writers
+from qwen3tts_jax.checkpoints import hub
+from qwen3tts_jax.config import tts
+from qwen3tts_jax.generation import prompt, sampling, voice_clone
 from qwen3tts_jax.serving import session
 
 SAMPLING = dict(temperature=float, top_k=int, top_p=float)  # flags for both heads
@@ -46,7 +51,7 @@ def check_request(args) -> dict:
     refuse(args.temperature == 0, "got --temperature 0; to draw nothing give --greedy")
     given = {name: v for name in SAMPLING if (v := getattr(args, name)) is not None}
     refuse(args.greedy and given, f"got --greedy and --{' --'.join(given)}; drop one")
-    sinks.check(args.out, args.codes_out)
+    writers.check(args.out, args.codes_out)
     both = given | {f"subtalker_{name}": value for name, value in given.items()}
     both["do_sample"] = both["subtalker_dosample"] = False if args.greedy else None
     return dict(both, repetition_penalty=args.repetition_penalty, max_new_tokens=tokens)
@@ -54,7 +59,7 @@ def check_request(args) -> dict:
 
 def check_variant(args, path: pathlib.Path) -> tuple[str, dict]:
     """Refuse what this checkpoint cannot do; returns its name and its own arguments."""
-    config = configs.Qwen3TTSConfig.from_hf(hf.read_json(path / "config.json"))
+    config = tts.Qwen3TTSConfig.from_hf(hub.read_json(path / "config.json"))
     size, voice = config.size.replace("b", ".") + "B", {}  # 0b6, 1b7
     kind = config.variant.title().replace("_", "")
     name = "25Hz " * config.single_codebook + f"{size} {kind}"
@@ -70,15 +75,15 @@ def check_variant(args, path: pathlib.Path) -> tuple[str, dict]:
     if config.variant == "base":
         voice["x_vector_only_mode"] = voice.pop("x_vector_only")
         voice_clone.check(voices, **voice)
-        voice |= dict(ref_audio=audio.read(args.ref_audio)) if args.ref_audio else {}
+        voice |= dict(ref_audio=audio_io.read(args.ref_audio)) if args.ref_audio else {}
     return name, voice
 
 
 def speak(args) -> dict:
     """From arguments to files; returns what the last line says."""
-    options, path = check_request(args), hf.resolve(args.model, weights=False)
+    options, path = check_request(args), hub.resolve(args.model, weights=False)
     name, voice = check_variant(args, path)
-    sampling.Options.merge(options, hf.read_json(path / "generation_config.json"))
+    sampling.Options.merge(options, hub.read_json(path / "generation_config.json"))
     print(f"loading {name} from {args.model or path}", file=sys.stderr)
     settings = dict(dtype=args.dtype, weights=args.weights)
     bundle = model.Qwen3TTSModel.from_pretrained(args.model, **settings)
@@ -92,7 +97,7 @@ def speak(args) -> dict:
         print(f"{frames} frames, {seconds:.1f} s, RTF {rtf:.2f}", file=sys.stderr)
         return dict(frames=frames, audio_seconds=seconds, wall_seconds=wall, rtf=rtf)
 
-    with sinks.open_sound(args.out, growing=args.stream) as out:
+    with writers.open_sound(args.out, growing=args.stream) as out:
         if args.stream:
             speech = session.StreamingSession(bundle, voice, **options)
             for chunk in speech.speak(args.text):
@@ -104,7 +109,7 @@ def speak(args) -> dict:
             [speech] = bundle.speak(spoken, on_progress=report, **options)
             out.write(speech.wave)
         if args.codes_out:
-            sinks.write_npy(args.codes_out, speech.codes)
+            writers.write_npy(args.codes_out, speech.codes)
     result = report(len(speech.codes)) | first | dict(stop_reason=speech.stop_reason)
     return result | dict(seed=args.seed, model=name, out=str(args.out))
 
@@ -135,11 +140,11 @@ def main(argv: list[str] | None = None) -> None:
     for name, kind in SAMPLING.items():
         add(f"--{name}", type=kind, help="for both heads: talker and code predictor")
     args = parser.parse_args(argv)
-    if not (args.model or hf.packaged()):
+    if not (args.model or hub.packaged()):
         parser.error(f"got no --model, expected a directory or a hub id\n\n{__doc__}")
     try:
         result = json.dumps(speak(args))
-        print(result, file=sys.stderr if str(args.out) == sinks.PIPE else sys.stdout)
+        print(result, file=sys.stderr if str(args.out) == writers.PIPE else sys.stdout)
     except (OSError, TypeError, ValueError) as error:
         parser.error(" ".join(str(error).split()))
     except KeyboardInterrupt:

@@ -22,8 +22,8 @@ from ml_collections import config_flags
 
 from configs import build as build_lm
 from configs import build_codec
-from qwen3tts_jax import checkpoint, placement, sharding
-from qwen3tts_jax.training import trainer
+from qwen3tts_jax import runtime, sharding
+from qwen3tts_jax.training import checkpointing, trainer
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, with :choices.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints and logs; may exist.")
@@ -61,7 +61,7 @@ def run(config) -> None:
         if not TOPOLOGY.value:
             raise ValueError("got no --topology, expected for example v5e:16x16")
         return print(build.compile_ahead(config, TOPOLOGY.value))
-    placement.keep_programs()
+    runtime.keep_programs()
     if not WORKDIR.value and not DRY_RUN.value:
         raise ValueError("got no --workdir, expected a directory for checkpoints")
     if EXPORT.value:
@@ -79,7 +79,7 @@ def run(config) -> None:
 def train(config, recipe, data) -> None:
     build = BUILDERS[config.task]
     workdir, first = pathlib.Path(WORKDIR.value), jax.process_index() == 0
-    checkpoints = checkpoint.Checkpoints(
+    checkpoints = checkpointing.Checkpoints(
         workdir / build.CHECKPOINTS,
         keep_last=config.keep_last,
         keep_best=config.keep_best,
@@ -94,7 +94,7 @@ def train(config, recipe, data) -> None:
         show=build.samples(config, data, workdir) if first else None,
         say=print if first else lambda line: None,
     )
-    with placement.exact() if recipe.dtype == "float32" else contextlib.nullcontext():
+    with runtime.exact() if recipe.dtype == "float32" else contextlib.nullcontext():
         state = run.resume()
         if state is None:
             state = build.begin(config, run)

@@ -10,36 +10,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import base, meshes
+from configs import base
 from data import index as indices
-from data import layouts, pipeline, plan, speakers
-from qwen3tts_jax import (
-    audio,
-    checkpoint,
-    hf,
-    prompt,
-    random_checkpoint,
-    sharding,
-    speech_tokenizer,
-    voice_clone,
-)
-from qwen3tts_jax import config as configs
-from qwen3tts_jax import text as texts
+from data.loading import loader as pipeline
+from data.loading import packed_rows as packing
+from data.loading import speaker_vectors as speakers
+from data.mixture import plan
+from data.mixture import prompt_layouts as layouts
+from qwen3tts_jax import sharding, speech_tokenizer
+from qwen3tts_jax.audio import mel as log_mels
+from qwen3tts_jax.checkpoints import hub
+from qwen3tts_jax.checkpoints import random_weights as random_checkpoint
+from qwen3tts_jax.config import tts as configs
+from qwen3tts_jax.generation import prompt, voice_clone
 from qwen3tts_jax.nn import packed_attention
-from qwen3tts_jax.training import (
-    ahead,
-    export,
-    flops,
-    lora,
-    losses,
-    optimizer,
-    packing,
-    start,
-    trainer,
-)
-from qwen3tts_jax.training import meter as meters
-from qwen3tts_jax.training import parts as model_parts
-from qwen3tts_jax.training import state as states
+from qwen3tts_jax.text import tokenizer as texts
+from qwen3tts_jax.training import checkpointing as checkpoint
+from qwen3tts_jax.training import mesh_shape as meshes
+from qwen3tts_jax.training import optimizer, trainer
+from qwen3tts_jax.training import throughput as meters
+from qwen3tts_jax.training.aot import compile as ahead
+from qwen3tts_jax.training.aot import flops
+from qwen3tts_jax.training.lm import export, lora, losses
+from qwen3tts_jax.training.lm import initialization as start
+from qwen3tts_jax.training.lm import params as model_parts
+from qwen3tts_jax.training.lm import train_step as states
 
 SPEECH_TOKENIZER = "speech_tokenizer"  # folder of a checkpoint
 CHECKPOINTS = "checkpoints"  # folder of a run
@@ -59,7 +54,7 @@ def hf_config(config) -> dict:
     if not config.model.source:
         return random_checkpoint.tts_config(size, variant)
     path = source(config) / "config.json"
-    found = hf.read_json(path)
+    found = hub.read_json(path)
     wanted = random_checkpoint.tts_config(size, variant, path.parent)
     expected = wanted["talker_config"]["hidden_size"]
     got = found.get("talker_config", {}).get("hidden_size")
@@ -77,10 +72,10 @@ def source(config) -> Path:
     if not config.model.source:
         raise ValueError(
             "got no --config.model.source, expected a checkpoint directory: its text "
-            "tokenizer and codec are used (`python -m qwen3tts_jax.random_checkpoint` "
-            "writes one with random weights)"
+            "tokenizer and codec are used (`python -m "
+            "qwen3tts_jax.checkpoints.random_weights` writes one with random weights)"
         )
-    return hf.resolve(config.model.source)
+    return hub.resolve(config.model.source)
 
 
 def recipe(config, mesh) -> states.Recipe:
@@ -303,7 +298,7 @@ def first_parts(
     parts = model_parts.init(recipe.config, key, recipe.mesh)
     if kind == "random":
         return parts, ["starting from random weights"]
-    parts, notes = start.from_qwen3_text(parts, hf.resolve(config.model.backbone))
+    parts, notes = start.from_qwen3_text(parts, hub.resolve(config.model.backbone))
     return parts, ["the rest is random", *notes]
 
 
@@ -340,7 +335,7 @@ def _voices(config, model: configs.Qwen3TTSConfig, encoder) -> dict:
 
     def vectors(mels: list[np.ndarray]) -> np.ndarray:
         length = np.asarray([min(len(mel), MEL_FRAMES) for mel in mels], np.int32)
-        table = np.zeros((len(mels), MEL_FRAMES, audio.MEL_BINS), np.float32)
+        table = np.zeros((len(mels), MEL_FRAMES, log_mels.MEL_BINS), np.float32)
         for row, mel, count in zip(table, mels, length):
             row[:count] = mel[:count]
         return np.asarray(embed(encoder, table, length))

@@ -11,31 +11,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import base, build, codec, meshes
-from data import crops, extras
-from qwen3tts_jax import (
-    audio,
-    checkpoint,
-    hf,
-    released,
-    sharding,
-    small,
-    speech_tokenizer,
-    tiny,
-)
-from qwen3tts_jax import config as configs
+from configs import base, build, codec
+from data import optional
+from data.loading import crops
+from qwen3tts_jax import sharding, speech_tokenizer
+from qwen3tts_jax.audio import io as audio
+from qwen3tts_jax.audio import spectrogram_image as pictures
+from qwen3tts_jax.checkpoints import hub
+from qwen3tts_jax.config import released, small, tiny, tokenizer_12hz
 from qwen3tts_jax.nn import quantizer
-from qwen3tts_jax.training import codec as codecs
-from qwen3tts_jax.training import (
-    codec_losses,
-    codec_scaffold,
-    discriminators,
-    optimizer,
-    pictures,
-    trainer,
-)
-from qwen3tts_jax.training import codec_state as states
-from qwen3tts_jax.training import meter as meters
+from qwen3tts_jax.training import checkpointing as checkpoint
+from qwen3tts_jax.training import mesh_shape as meshes
+from qwen3tts_jax.training import optimizer, trainer
+from qwen3tts_jax.training import throughput as meters
+from qwen3tts_jax.training.codec import discriminators, mel_scaffold
+from qwen3tts_jax.training.codec import generator as codecs
+from qwen3tts_jax.training.codec import losses as codec_losses
+from qwen3tts_jax.training.codec import train_step as states
 
 CHECKPOINTS = build.CHECKPOINTS
 PREPROCESSOR = "preprocessor_config.json"
@@ -49,7 +41,7 @@ SAMPLE_FRAMES = 50  # of a clip that is written as sound and picture: 4 s
 def hf_config(config) -> dict:
     """config.json of the codec: that of `source`, or of the size."""
     if config.model.source:
-        return hf.read_json(hf.resolve(config.model.source) / "config.json")
+        return hub.read_json(hub.resolve(config.model.source) / "config.json")
     sizes = dict(
         zip(
             codec.SIZES,
@@ -83,7 +75,7 @@ def recipe(config, mesh) -> states.Recipe:
         )
     learning = quantizer.Learning(quantisation.pop("decay"), quantisation.pop("dead"))
     return states.Recipe(
-        config=configs.Tokenizer12HzConfig.from_hf(hf_config(config)),
+        config=tokenizer_12hz.Tokenizer12HzConfig.from_hf(hf_config(config)),
         optimizer=_optimizer(config.optimizer),
         discriminator_optimizer=_optimizer(config.discriminator_optimizer),
         settings=codecs.Settings(
@@ -211,7 +203,7 @@ def _taken_over(config, run: trainer.Trainer) -> states.CodecState:
 
 def _joined(config, params: dict, run: trainer.Trainer) -> dict:
     """Path -> array of one codec, from a run of stage mel and one of stage vocoder."""
-    halves = codec_scaffold.Halves.of(run.recipe.config.decoder)
+    halves = mel_scaffold.Halves.of(run.recipe.config.decoder)
     found = []
     for field in ("hand_over", "decoder"):
         folder = config.model[field]
@@ -221,7 +213,7 @@ def _joined(config, params: dict, run: trainer.Trainer) -> dict:
                 "hand_over=RUN of stage mel and decoder=RUN of stage vocoder"
             )
         found.append(_earlier(folder, params, run))
-    return codec_scaffold.fold(*found, halves)
+    return mel_scaffold.fold(*found, halves)
 
 
 def _earlier(folder: str, fresh: dict, run: trainer.Trainer) -> dict:
@@ -253,11 +245,11 @@ def _weights(config) -> dict:
 def write_export(config, workdir: Path, out: Path) -> int:
     """The best checkpoint of a run as an official speech tokenizer; its step."""
     codec_, step = load(config, workdir)
-    with hf.new_directory(out) as made:
+    with hub.new_directory(out) as made:
         codec_.save_pretrained(made)
         preprocessor = made / PREPROCESSOR
         if not preprocessor.exists():  # a source has its own
-            hf.write_json(preprocessor, released.TOKENIZER_PREPROCESSOR_CONFIG)
+            hub.write_json(preprocessor, released.TOKENIZER_PREPROCESSOR_CONFIG)
     return step
 
 
@@ -282,7 +274,7 @@ def tokenizer(config, trained: states.Recipe, state: states.CodecState):
         parts.encoder,
         parts.decoder,
         hf_config=hf_config(config),
-        source=hf.resolve(source) if source else None,
+        source=hub.resolve(source) if source else None,
     )
 
 
@@ -293,7 +285,7 @@ def samples(config, data: Data, workdir: Path):
     """
     if not config.data.held_out:
         return None
-    scorer = extras.load("data.quality") if config.figures else None
+    scorer = optional.load("data.preparation.quality") if config.figures else None
     found = crops.Waves(_listed(config.data.held_out))
     chosen = np.linspace(0, len(found.clips) - 1, config.samples).astype(int)
     clips = [found.clip(int(clip), SAMPLE_FRAMES) for clip in chosen]

@@ -13,10 +13,10 @@ stage: gan (all losses), warm (mel and teacher alone: cheap; gan goes on from it
 --config.model.hand_over=RUN), mimi (adversarial and feature losses only, their
 gradients balanced), decoder (the decoder alone, codes frozen: of
 --config.model.source, for better or other data, or after stage encoder).
-A codec learns sooner in pieces (see qwen3tts_jax/training/codec_scaffold.py): mel and
-vocoder, each from nothing; join (hand_over=RUN of mel, decoder=RUN of vocoder); encoder
-(hand_over=RUN of mel, beside join); decoder (hand_over=RUN of encoder, decoder=RUN of
-join); then warm and gan.
+A codec learns sooner in pieces (see qwen3tts_jax/training/codec/mel_scaffold.py): mel
+and vocoder, each from nothing; join (hand_over=RUN of mel, decoder=RUN of vocoder);
+encoder (hand_over=RUN of mel, beside join); decoder (hand_over=RUN of encoder,
+decoder=RUN of join); then warm and gan.
 size: 12hz (released widths), small, tiny.  device: cpu (two cores) or gpu, which alters
 the batches and discriminators of small.
 

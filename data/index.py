@@ -24,8 +24,8 @@ from concurrent import futures
 
 import numpy as np
 
-from data import lengths, records
-from qwen3tts_jax import text as texts
+from data.format import lengths, records
+from qwen3tts_jax.text import tokenizer as text_tokenizer
 
 SCHEMA_VERSION = 1
 
@@ -148,7 +148,7 @@ def _digest(value) -> str:
 
 
 @functools.lru_cache(4)  # a tokenizer never changes, and this takes half a second
-def vocabulary_hash(tokenizer: texts.TextTokenizer) -> str:
+def vocabulary_hash(tokenizer: text_tokenizer.TextTokenizer) -> str:
     """Hex, of the tokens and their ids; the same for every form of the files."""
     ids = tokenizer.backend.get_vocab(with_added_tokens=True)
     return _digest(sorted((number, token) for token, number in ids.items()))[:16]
@@ -159,7 +159,7 @@ def vocabulary_hash(tokenizer: texts.TextTokenizer) -> str:
 
 def build(
     corpus: str | pathlib.Path,
-    tokenizer: texts.TextTokenizer,
+    tokenizer: text_tokenizer.TextTokenizer,
     *,
     workers: int = 1,
     log: Callable[[str], None] = print,
@@ -302,7 +302,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args(argv)
     try:
-        tokenizer = texts.TextTokenizer.from_directory(args.text_tokenizer)
+        tokenizer = text_tokenizer.TextTokenizer.from_directory(args.text_tokenizer)
         made = build(args.data, tokenizer, workers=args.workers)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(str(error))

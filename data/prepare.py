@@ -8,8 +8,8 @@
         --codec CHECKPOINT --out corpus
 
 Each clip is decoded, checked, trimmed, brought to one level and 24 kHz, and encoded in
-batches on the accelerator; `clips.REASONS` says why clips are dropped.  CHECKPOINT is a
-Qwen3-TTS checkpoint or its speech tokenizer, a directory or a hub id.
+batches on the accelerator; `cleaning.REASONS` says why clips are dropped.  CHECKPOINT
+is a Qwen3-TTS checkpoint or its speech tokenizer, a directory or a hub id.
 
 A run that was killed goes on where it was: give the same command.  Finished shards have
 a done-marker, shard-00000.json; report.json says what was dropped and why.  --beam runs
@@ -26,7 +26,15 @@ import shlex
 import sys
 from pathlib import Path
 
-from data import clips, extras, progress, scorers, shards, sources, voices
+from data import optional
+from data.preparation import (
+    cleaning,
+    progress,
+    scoring,
+    shards,
+    sources,
+    speaker_features,
+)
 from qwen3tts_jax import model
 
 LOCK = ".lock"
@@ -44,7 +52,7 @@ def flags() -> argparse.ArgumentParser:
     add("--batch_frames", type=int, default=512, help="encoded at a time, about")
     add("--workers", type=int, help="threads that decode and score")
     add("--keep_bad", action="store_true", help="keep marked clips, in the tier low")
-    rules, spec = clips.Rules(), scorers.Spec()
+    rules, spec = cleaning.Rules(), scoring.Spec()
     add("--min_seconds", type=float, default=rules.min_seconds)
     add("--max_seconds", type=float, default=rules.max_seconds)
     add("--level_db", type=float, default=rules.level_db, help="of speech, dBFS")
@@ -54,8 +62,13 @@ def flags() -> argparse.ArgumentParser:
     add("--min_p808", type=float, default=spec.min_p808)
     add("--asr", help="Whisper in CTranslate2's format: compare text and sound")
     add("--max_cer", type=float, default=spec.max_cer)
-    add("--speaker", choices=voices.KINDS, default="none", help="what to keep of it")
-    add("--crop_seconds", type=float, default=voices.Spec().crop_seconds)
+    add(
+        "--speaker",
+        choices=speaker_features.KINDS,
+        default="none",
+        help="what to keep of it",
+    )
+    add("--crop_seconds", type=float, default=speaker_features.Spec().crop_seconds)
     add("--model", help="Base checkpoint, for --speaker x_vector")
     add("--beam", action="store_true", help="as an Apache Beam pipeline (extra beam)")
     add("--beam_args", default="", help='as "--runner=FlinkRunner --parallelism=8"')
@@ -69,7 +82,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--manifest", help='JSON lines: {"audio": path, "text": ...}')
     source.add_argument("--folder", help="NAME.wav (flac, ogg, ...) and NAME.txt")
     source.add_argument("--tfds", help="a TFDS speech builder, as ljspeech")
-    source.add_argument("--source", choices=[*sources.recordings.PACKAGES])
+    source.add_argument("--source", choices=[*sources.debian_recordings.PACKAGES])
     add("--root", default="", help="of --source: where the packages are unpacked")
     add("--languages", default="", help="of --source: as en,it; all if not given")
     add("--language", default="", help="where the source names none: en or english")
@@ -107,7 +120,7 @@ def source(args) -> sources.Spec:
 def job(args) -> shards.Job:
     """What the flags ask for.  Raises: ValueError for flags that do not fit."""
     level = None if args.keep_level else args.level_db
-    rules = _given(clips.Rules, args) | dict(level_db=level)
+    rules = _given(cleaning.Rules, args) | dict(level_db=level)
     workers = dict(workers=args.workers) if args.workers else {}
     inside = Path(args.codec) / model.SPEECH_TOKENIZER
     args.asr, args.model = _place(args.asr), _place(args.model)
@@ -115,9 +128,9 @@ def job(args) -> shards.Job:
         source=source(args),
         codec=_place(str(inside) if inside.is_dir() else args.codec),
         shard_clips=args.shard_clips,
-        rules=clips.Rules(**rules),
-        scoring=scorers.Spec(**_given(scorers.Spec, args)),
-        voice=voices.Spec(args.speaker, args.crop_seconds, args.model),
+        rules=cleaning.Rules(**rules),
+        scoring=scoring.Spec(**_given(scoring.Spec, args)),
+        voice=speaker_features.Spec(args.speaker, args.crop_seconds, args.model),
         keep_bad=args.keep_bad,
         batch_frames=args.batch_frames,
         **workers,
@@ -167,7 +180,7 @@ def prepare(wanted: shards.Job, out: Path, *, beam: str | None = None) -> dict:
         left = sum(min(count, total - number * count) for number in missing)
         say = progress.Progress(total, done=total - left)
         if beam is not None:
-            pipeline = extras.load("data.prepare_beam")
+            pipeline = optional.load("data.preparation.beam")
             pipeline.run(wanted, settings, missing, out, shlex.split(beam))
         else:
             for number in missing:

@@ -19,15 +19,17 @@ from pathlib import Path
 
 import numpy as np
 
-from data import clips, prepare, progress, raw, sources
-from data import shards as work
-from qwen3tts_jax import audio
-from qwen3tts_jax.training.teachers import features
+from data import prepare
+from data.preparation import cleaning, progress, sources
+from data.preparation import clip as raw
+from data.preparation import shards as work
+from qwen3tts_jax.audio import io as audio_io
+from qwen3tts_jax.teachers import targets
 
 FRAME = 1920  # samples
 PCM = 32767
 CLIP = np.dtype([("start", "i8"), ("frames", "i4"), ("samples", "i4")])
-RULES = clips.Rules()
+RULES = cleaning.Rules()
 MARKER = "shard.json"
 PART = ".part"
 
@@ -36,7 +38,7 @@ def make(
     source: sources.Source,
     out: Path,
     *,
-    rules: clips.Rules = RULES,
+    rules: cleaning.Rules = RULES,
     teacher=None,
     shard_clips: int = 2048,
     say=print,
@@ -44,7 +46,7 @@ def make(
     """Write the shards that are missing; returns how many clips were kept and dropped.
 
     Args:
-        teacher: `features.Teacher` or None.
+        teacher: `targets.Teacher` or None.
         shard_clips: clips of the source for each shard.
     Raises: ValueError if `out` was begun with other settings.
     """
@@ -113,7 +115,7 @@ def _write(folder: Path, rows: list[raw.Clip], rules, teacher, counted) -> None:
     marker = dict(
         clips=len(table),
         frames=start,
-        seconds=len(waves) / audio.SAMPLE_RATE,
+        seconds=len(waves) / audio_io.SAMPLE_RATE,
         dropped=dropped,
         ids=[name for name, _ in names],
         sources=[source for _, source in names],
@@ -123,14 +125,14 @@ def _write(folder: Path, rows: list[raw.Clip], rules, teacher, counted) -> None:
     part.rename(folder)
 
 
-def _takes(rows, rules, dropped: dict, counted) -> Iterator[clips.Take]:
+def _takes(rows, rules, dropped: dict, counted) -> Iterator[cleaning.Take]:
     for clip in rows:
-        take = clips.take(clip, rules)
+        take = cleaning.take(clip, rules)
         if take.wave is None:
             dropped[take.reason] = dropped.get(take.reason, 0) + 1
             counted.add(1, 0.0)
         else:
-            counted.add(1, len(take.wave) / audio.SAMPLE_RATE)
+            counted.add(1, len(take.wave) / audio_io.SAMPLE_RATE)
             yield take
 
 
@@ -154,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError("got one of --teacher and --teacher_dir, expected both")
         teacher = None
         if args.teacher:
-            teacher = features.Teacher.open(
+            teacher = targets.Teacher.open(
                 args.teacher, args.teacher_dir, layer=args.teacher_layer
             )
         source = sources.open_source(prepare.source(args))

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable
 
 from configs import build_codec
-from qwen3tts_jax.training import log
+from qwen3tts_jax.training import metrics_writer as log
 
 LOSSES = ("loss", "held_out/loss", "mel", "log_mel", "distillation")
 MEASURED = ("stoi", "pesq")

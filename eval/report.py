@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from qwen3tts_jax import audio
+from qwen3tts_jax.audio import io as audio_io
 
 NONE = "–"
 
@@ -142,4 +142,4 @@ def write_samples(out: pathlib.Path, waves: dict[tuple[str, str], np.ndarray]) -
     folder.mkdir(exist_ok=True)
     for names, wave in waves.items():
         safe = "--".join(re.sub(r"[^\w.]+", "_", name) for name in names)
-        audio.write_wav(folder / f"{safe}.wav", wave)
+        audio_io.write_wav(folder / f"{safe}.wav", wave)

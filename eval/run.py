@@ -31,7 +31,7 @@ import os
 import pathlib
 import sys
 
-from eval import codec_quality, report, scores, sets, voice_quality, voices
+from eval import codec, report, scoring, speaker_statistics, speech, test_sets
 from qwen3tts_jax import model
 
 EXTRA = "pip install '.[eval]'"
@@ -59,13 +59,13 @@ def extra(name: str):
 def run_codec(args, panel) -> None:
     """The commands codec and recordings; the second has no --model."""
     name = "codec" if args.model else "recordings"
-    clips = sets.read_clips(args.clips, limit=args.limit, seed=args.seed)
-    opus = extra("eval.opus") if "opus" in args.baselines else None
-    tokenizer = codec_quality.load(args.model) if args.model else None
-    ways = codec_quality.systems(
+    clips = test_sets.read_clips(args.clips, limit=args.limit, seed=args.seed)
+    opus = extra("eval.baselines.opus") if "opus" in args.baselines else None
+    tokenizer = codec.load(args.model) if args.model else None
+    ways = codec.systems(
         tokenizer, opus=opus, mels="griffin_lim" in args.baselines, seed=args.seed
     )
-    found = codec_quality.run(
+    found = codec.run(
         clips,
         ways,
         panel,
@@ -78,7 +78,7 @@ def run_codec(args, panel) -> None:
     parts = [f"# {name}: {len(clips)} clips", tables(figures, found.scores, args)]
     if tokenizer is not None:
         size = tokenizer.config.decoder.codebook_size
-        figures["codebooks"] = codec_quality.codebooks(found.codes, size)
+        figures["codebooks"] = codec.codebooks(found.codes, size)
         figures["fingerprint"] = tokenizer.fingerprint
         parts += ["## Codebooks", report.codebook_table(figures["codebooks"])]
     report.write_samples(args.out, found.samples)
@@ -86,18 +86,18 @@ def run_codec(args, panel) -> None:
     report.write(args.out, name, "\n\n".join([*parts, judged_by(figures)]), figures)
 
 
-def tables(figures: dict, judged: list[scores.Score], args) -> str:
+def tables(figures: dict, judged: list[scoring.Score], args) -> str:
     """All clips, each language, each source; also put into figures."""
     parts = []
     for group in (None, "language", "source"):
-        rows = scores.table(judged, group, seed=args.seed)
+        rows = scoring.table(judged, group, seed=args.seed)
         first = {group.title(): "group"} if group else {}
         first["System"] = "system"
         figures[f"by_{group}" if group else "all"] = rows
         table = report.markdown(rows, report.QUALITY, first=first)
         parts += [f"## By {group}"] * bool(group) + [table]
-    figures["not_measured"] = lacking = scores.missing_values(
-        [score for score in judged if score.system != scores.RECORDINGS], DIFFERENT
+    figures["not_measured"] = lacking = scoring.missing_values(
+        [score for score in judged if score.system != scoring.RECORDINGS], DIFFERENT
     )
     parts += [
         f"{name} cannot be measured on {len(ids)} clips (too little speech): "
@@ -113,7 +113,7 @@ def draw(path: pathlib.Path, samples: dict) -> None:
     if not samples:
         return
     clip = next(iter(samples))[0]
-    names = [scores.RECORDINGS, *map(codec_quality.codec_name, COUNTS)]
+    names = [scoring.RECORDINGS, *map(codec.codec_name, COUNTS)]
     waves = {n: samples[clip, n] for n in names if (clip, n) in samples}
     picture(path, waves, clip)
 
@@ -121,7 +121,7 @@ def draw(path: pathlib.Path, samples: dict) -> None:
 def picture(path: pathlib.Path, waves: dict, title: str) -> None:
     """Where matplotlib is installed."""
     if importlib.util.find_spec("matplotlib"):
-        extra("eval.pictures").spectrograms(path, waves, title=title)
+        extra("eval.spectrograms").spectrograms(path, waves, title=title)
     else:
         print(f"no picture: matplotlib is not installed; do: {EXTRA}", file=sys.stderr)
 
@@ -132,16 +132,16 @@ def picture(path: pathlib.Path, waves: dict, title: str) -> None:
 def run_voice(args, panel) -> None:
     """The command voice."""
     texts, long = (read_texts(paths) for paths in (args.texts, args.long))
-    texts = sets.spread(texts, args.limit, args.seed) if args.limit else texts
-    clips = sets.read_clips(args.clips)
+    texts = test_sets.spread(texts, args.limit, args.seed) if args.limit else texts
+    clips = test_sets.read_clips(args.clips)
     check_ids([*texts, *long])
     bundle = model.Qwen3TTSModel.from_pretrained(args.model)
-    voice_quality.check(bundle, [*texts, *long])
-    people = voices.Voices(clips, panel)
-    work = voice_quality.jobs(bundle, texts, people)
+    speech.check(bundle, [*texts, *long])
+    people = speaker_statistics.Voices(clips, panel)
+    work = speech.jobs(bundle, texts, people)
     figures = record(args, panel, clips) | dict(stop_reasons={}, rtf={})
-    some = sets.spread(clips, args.ceiling, args.seed)
-    judged = voice_quality.recordings(panel, some, workers=args.workers)
+    some = test_sets.spread(clips, args.ceiling, args.seed)
+    judged = speech.recordings(panel, some, workers=args.workers)
     made, samples = speak_all(args, panel, bundle, people, work, figures)
     figures["corpus_lower_quartile"] = people.lower_quartile()
     tables = spoken_tables(figures, [*judged, *made], args)
@@ -149,7 +149,7 @@ def run_voice(args, panel) -> None:
     if long:
         parts += ["## Long texts", run_long(args, panel, bundle, people, long, figures)]
     first = work[: args.streams]
-    figures["streaming"] = voice_quality.streaming(
+    figures["streaming"] = speech.streaming(
         bundle, first, seed=args.seeds[0], max_frames=args.max_frames
     )
     parts += ["\n".join(f"- {line}" for line in notes(figures)), judged_by(figures)]
@@ -157,24 +157,22 @@ def run_voice(args, panel) -> None:
     report.write(args.out, "voice", "\n\n".join(parts), figures)
 
 
-def read_texts(paths: list[str]) -> list[sets.Text]:
-    return [text for path in paths for text in sets.read_texts(path)]
+def read_texts(paths: list[str]) -> list[test_sets.Text]:
+    return [text for path in paths for text in test_sets.read_texts(path)]
 
 
 def speak_all(args, panel, bundle, people, work, figures) -> tuple[list, dict]:
     """Every mode and seed: (scores, (id, mode) -> wave of the first texts)."""
     judged, samples = [], {}
     for mode in args.modes:
-        greedy = mode == voice_quality.GREEDY
+        greedy = mode == speech.GREEDY
         for seed in args.seeds[:1] if greedy else args.seeds:
             options = dict(mode=mode, seed=seed, max_frames=args.max_frames)
-            spoken = voice_quality.speak(bundle, work, batch=args.batch, **options)
-            judged += voice_quality.judge(
-                panel, spoken, people, mode, workers=args.workers
-            )
+            spoken = speech.speak(bundle, work, batch=args.batch, **options)
+            judged += speech.judge(panel, spoken, people, mode, workers=args.workers)
             name = mode if greedy else f"{mode}, seed {seed}"
-            figures["stop_reasons"][name] = voice_quality.stop_reasons(spoken)
-            figures["rtf"][name] = voice_quality.real_time_factor(spoken)
+            figures["stop_reasons"][name] = speech.stop_reasons(spoken)
+            figures["rtf"][name] = speech.real_time_factor(spoken)
             if seed == args.seeds[0]:
                 for one in spoken[: args.samples]:
                     samples[one.job.item.id, mode] = one.speech.wave
@@ -182,17 +180,17 @@ def speak_all(args, panel, bundle, people, work, figures) -> tuple[list, dict]:
     return judged, samples
 
 
-def check_ids(texts: list[sets.Text]) -> None:
+def check_ids(texts: list[test_sets.Text]) -> None:
     ids = [text.id for text in texts]
     if twice := sorted({name for name in ids if ids.count(name) > 1}):
         raise ValueError(f"got ids twice: {', '.join(twice[:SHOWN])}; rename the texts")
 
 
-def spoken_tables(figures: dict, judged: list[scores.Score], args) -> str:
+def spoken_tables(figures: dict, judged: list[scoring.Score], args) -> str:
     """All texts, each language, each voice; also put into figures."""
     parts = []
     for group in (None, "language", "speaker"):
-        rows = scores.table(judged, group, seed=args.seed, paired=False)
+        rows = scoring.table(judged, group, seed=args.seed, paired=False)
         count_failures(rows)
         first = {group.title(): "group"} if group else {}
         first["System"] = "system"
@@ -211,17 +209,19 @@ def count_failures(rows: list[dict]) -> None:
             row["failures"] = f"{count}/{failed['n']}"
 
 
-def run_long(args, panel, bundle, people, long: list[sets.Text], figures: dict) -> str:
+def run_long(
+    args, panel, bundle, people, long: list[test_sets.Text], figures: dict
+) -> str:
     """Words left out and put in, over long texts."""
-    work = voice_quality.jobs(bundle, long, people)
-    options = dict(mode=voice_quality.SAMPLING, seed=args.seeds[0], batch=args.batch)
-    spoken = voice_quality.speak(bundle, work, max_frames=args.max_frames, **options)
-    judged = voice_quality.judge(panel, spoken, people, "long", workers=args.workers)
-    [row] = rows = scores.table(judged, None, seed=args.seed, paired=False)
+    work = speech.jobs(bundle, long, people)
+    options = dict(mode=speech.SAMPLING, seed=args.seeds[0], batch=args.batch)
+    spoken = speech.speak(bundle, work, max_frames=args.max_frames, **options)
+    judged = speech.judge(panel, spoken, people, "long", workers=args.workers)
+    [row] = rows = scoring.table(judged, None, seed=args.seed, paired=False)
     count_failures(rows)
     words = row["wer"]
     lost = (words["insertions"] + words["deletions"]) / max(1, words["length"])
-    reasons = voice_quality.stop_reasons(spoken)
+    reasons = speech.stop_reasons(spoken)
     kept = [score.as_json() for score in judged]
     figures["long"] = row | dict(
         insertions_deletions=lost, stop_reasons=reasons, scores=kept
@@ -253,7 +253,7 @@ def notes(figures: dict) -> list[str]:
 def other_languages(rows: list[dict]) -> list[str]:
     """The mean WER of all languages but English, for each mode."""
     found = []
-    for mode in voice_quality.MODES:
+    for mode in speech.MODES:
         mine = [r for r in rows if r["system"] == mode and r["group"] != "en"]
         if mine:
             mean = sum(row["wer"]["pooled"] for row in mine) / len(mine)
@@ -265,7 +265,7 @@ def other_languages(rows: list[dict]) -> list[str]:
 # ---------------------------------------------------------------------------- common
 
 
-def record(args, panel, clips: list[sets.Clip]) -> dict:
+def record(args, panel, clips: list[test_sets.Clip]) -> dict:
     """What was asked, with what."""
     given = {name: value for name, value in vars(args).items() if name != "run"}
     asked = {k: str(v) if isinstance(v, pathlib.Path) else v for k, v in given.items()}
@@ -333,7 +333,7 @@ def add_voice_flags(voice: argparse.ArgumentParser) -> None:
     add("--model", required=True, help="TTS checkpoint: Base or CustomVoice")
     add("--texts", nargs="+", required=True, help="JSON lines, or en=FILE.txt")
     add("--long", nargs="*", default=[], help="long texts, likewise")
-    modes = list(voice_quality.MODES)
+    modes = list(speech.MODES)
     add("--modes", type=choice(*modes), default=modes)
     add("--seeds", type=numbers, default=[0], help="of sampling: 0,1,2")
     add("--max_frames", type=int, help="of a clip; one that reaches it has failed")
@@ -343,13 +343,13 @@ def add_voice_flags(voice: argparse.ArgumentParser) -> None:
 
 
 def main(argv: list[str] | None = None, panel=None) -> None:
-    """panel: judges in place of `eval.judges.Panel`, for tests."""
+    """panel: judges in place of `eval.scorers.Panel`, for tests."""
     made = parser()
     args = made.parse_args(argv)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         if panel is None:
-            panel = extra("eval.judges").Panel(args.asr, workers=args.workers)
+            panel = extra("eval.scorers").Panel(args.asr, workers=args.workers)
         args.run(args, panel)
     except (OSError, ModuleNotFoundError, ValueError) as error:
         made.error(" ".join(str(error).split()))

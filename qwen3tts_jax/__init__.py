@@ -1,8 +1,8 @@
 """Qwen3-TTS (arXiv 2601.15621) in pure-functional JAX/Flax."""
 
+from qwen3tts_jax.generation.voice_clone import VoiceClonePromptItem
 from qwen3tts_jax.model import Qwen3TTSModel, Speech
 from qwen3tts_jax.speech_tokenizer import EncoderOutput, Qwen3TTSTokenizer
-from qwen3tts_jax.voice_clone import VoiceClonePromptItem
 
 __all__ = [
     "EncoderOutput",

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from qwen3tts_jax import audio, placement
+from qwen3tts_jax import runtime
+from qwen3tts_jax.audio import io as audio_io
+from qwen3tts_jax.audio import mel as log_mels
 
 UNSPACED = frozenset(("zh", "ja", "chinese", "japanese"))  # words have no spaces
 APOSTROPHES = str.maketrans("’‘ʼ＇`´", "''''''")
@@ -29,7 +31,7 @@ SEED_DROPPED = str.maketrans("", "", SEED_ASCII + SEED_HANZI)
 
 LEVEL_HOP = 0.01  # seconds
 SPEECH_RANGE = 40.0  # dB below the loudest 10 ms: what is quieter is no speech
-MEL_BUCKETS = tuple(audio.HOP * 2**n for n in range(5, 16))  # samples
+MEL_BUCKETS = tuple(log_mels.HOP * 2**n for n in range(5, 16))  # samples
 CONFIDENCE = 0.95
 DRAWS = 1000  # of the bootstrap
 
@@ -180,22 +182,22 @@ def mel_distance(a: np.ndarray, b: np.ndarray) -> float:
     Raises: ValueError for less than one frame of 256 samples.
     """
     length = min(len(a), len(b))
-    if length < audio.HOP:
+    if length < log_mels.HOP:
         raise ValueError(
             f"got waves of {len(a)} and {len(b)} samples, expected at least "
-            f"{audio.HOP}; give some sound"
+            f"{log_mels.HOP}; give some sound"
         )
-    size = placement.bucket(length, MEL_BUCKETS)
+    size = runtime.bucket(length, MEL_BUCKETS)
     both = np.stack([np.pad(w[:length], (0, size - length)) for w in (a, b)])
     mel = np.asarray(_log_mel(both.astype(np.float32), np.int32([length, length])))
-    frames = length // audio.HOP
+    frames = length // log_mels.HOP
     return float(np.abs(mel[0, :frames] - mel[1, :frames]).mean())
 
 
-_log_mel = jax.jit(audio.log_mel)
+_log_mel = jax.jit(log_mels.log_mel)
 
 
-def speech_seconds(wave: np.ndarray, rate: int = audio.SAMPLE_RATE) -> float:
+def speech_seconds(wave: np.ndarray, rate: int = audio_io.SAMPLE_RATE) -> float:
     """From the first to the last 10 ms that are within 40 dB of the loudest, seconds.
 
     wave: float [W]; 0 for silence.

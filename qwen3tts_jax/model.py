@@ -13,25 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from qwen3tts_jax import (
-    audio,
-    code_predictor,
-    generate,
-    hf,
-    hf_keys,
-    placement,
-    prompt,
-    sampling,
-    voice_clone,
-)
-from qwen3tts_jax import config as configs
-from qwen3tts_jax import speaker_encoder as speaker_encoders
+from qwen3tts_jax import runtime
 from qwen3tts_jax import speech_tokenizer as speech_tokenizers
-from qwen3tts_jax import talker as talkers
-from qwen3tts_jax import text as texts
+from qwen3tts_jax.audio import io as audio_io
+from qwen3tts_jax.checkpoints import hub, key_tables
+from qwen3tts_jax.checkpoints import weights as weight_files
+from qwen3tts_jax.config import tts
+from qwen3tts_jax.generation import generate, prompt, sampling, voice_clone
+from qwen3tts_jax.models import code_predictor, speaker_encoder, talker
 from qwen3tts_jax.nn import quantized
 from qwen3tts_jax.serving import engine as engines
 from qwen3tts_jax.serving import session as sessions
+from qwen3tts_jax.text import tokenizer as text_tokenizer
 
 PROGRESS_FRAMES = 12  # between two reports: about a second of speech
 SPEECH_TOKENIZER = "speech_tokenizer"  # folder of the codec inside a TTS repository
@@ -82,10 +75,10 @@ class Qwen3TTSModel:
 
     def __init__(
         self,
-        config: configs.Qwen3TTSConfig,
+        config: tts.Qwen3TTSConfig,
         parts: dict,
         *,
-        tokenizer: texts.TextTokenizer,
+        tokenizer: text_tokenizer.TextTokenizer,
         speech_tokenizer: speech_tokenizers.Qwen3TTSTokenizer,
         hf_config: dict,
         generation_config: dict,
@@ -136,21 +129,21 @@ class Qwen3TTSModel:
         Raises:
             FileNotFoundError, ValueError: naming what is missing or does not fit.
         """
-        placement.check_attention(attn_implementation)
-        placement.keep_programs()
-        path = hf.resolve(pretrained_model_name_or_path, revision=revision)
-        hf_config = hf.read_json(path / "config.json")
-        config = configs.Qwen3TTSConfig.from_hf(hf_config)
-        generation_config = hf.read_json(path / "generation_config.json")
-        tokenizer = texts.TextTokenizer.from_directory(path)
+        runtime.check_attention(attn_implementation)
+        runtime.keep_programs()
+        path = hub.resolve(pretrained_model_name_or_path, revision=revision)
+        hf_config = hub.read_json(path / "config.json")
+        config = tts.Qwen3TTSConfig.from_hf(hf_config)
+        generation_config = hub.read_json(path / "generation_config.json")
+        tokenizer = text_tokenizer.TextTokenizer.from_directory(path)
         speech_tokenizer = speech_tokenizers.Qwen3TTSTokenizer.from_pretrained(
             path / SPEECH_TOKENIZER, device_map=device_map
         )
-        device = placement.device(device_map)
-        parts = hf.load(
+        device = runtime.device(device_map)
+        parts = weight_files.load(
             path,
             model_parts(config),
-            dtype=placement.dtype(dtype, placement.default_dtype(device)),
+            dtype=runtime.dtype(dtype, runtime.default_dtype(device)),
             device=device,
         )
         model = cls(
@@ -187,11 +180,13 @@ class Qwen3TTSModel:
             code_predictor=self.language_model.predictor,
             speaker_encoder=self.speaker_encoder,
         )
-        with hf.new_directory(Path(save_directory)) as out:
-            hf.save(out, {k: (modules[k], parts[k][1]) for k in parts}, dtype=dtype)
-            hf.write_json(out / "config.json", self._hf_config)
-            hf.write_json(out / "generation_config.json", self.generate_defaults)
-            hf.copy_side_files(self._source, out)
+        with hub.new_directory(Path(save_directory)) as out:
+            weight_files.save(
+                out, {k: (modules[k], parts[k][1]) for k in parts}, dtype=dtype
+            )
+            hub.write_json(out / "config.json", self._hf_config)
+            hub.write_json(out / "generation_config.json", self.generate_defaults)
+            hub.copy_side_files(self._source, out)
             if self.voices.vectors or self.voices.decoder:
                 voice_clone.write_voices(out, self.voices)
             (out / SPEECH_TOKENIZER).mkdir()
@@ -233,7 +228,7 @@ class Qwen3TTSModel:
                     "or use x_vector_only_mode=True"
                 )
         return voice_clone.analyse(
-            [audio.read(a) for a in audios],
+            [audio_io.read(a) for a in audios],
             text_list,
             only_list,
             speech_tokenizer=self.speech_tokenizer,
@@ -638,7 +633,7 @@ class Qwen3TTSModel:
                 stops a row after max(192, 12 frames per text token).
         """
         merged = sampling.Options.merge(options, self.generate_defaults)
-        with placement.exact():
+        with runtime.exact():
             made = generate.generate(
                 self.language_model,
                 self.config,
@@ -686,23 +681,25 @@ METHODS = dict(
 # -------------------------------------------------------------------- helpers
 
 
-def model_parts(config: configs.Qwen3TTSConfig) -> dict[str, tuple]:
+def model_parts(config: tts.Qwen3TTSConfig) -> dict[str, tuple]:
     """name -> (abstract module, its key table) of a TTS checkpoint."""
     parts = dict(
         talker=(
-            hf.abstract(talkers.Talker, config.talker),
-            hf_keys.talker_rules(config.talker),
+            weight_files.abstract(talker.Talker, config.talker),
+            key_tables.talker_rules(config.talker),
         ),
     )
     if config.code_predictor is not None:
         parts["code_predictor"] = (
-            hf.abstract(code_predictor.CodePredictor, config.code_predictor),
-            hf_keys.code_predictor_rules(config.code_predictor),
+            weight_files.abstract(code_predictor.CodePredictor, config.code_predictor),
+            key_tables.code_predictor_rules(config.code_predictor),
         )
     if config.speaker_encoder is not None:
         parts["speaker_encoder"] = (
-            hf.abstract(speaker_encoders.SpeakerEncoder, config.speaker_encoder),
-            hf_keys.speaker_encoder_rules(config.speaker_encoder),
+            weight_files.abstract(
+                speaker_encoder.SpeakerEncoder, config.speaker_encoder
+            ),
+            key_tables.speaker_encoder_rules(config.speaker_encoder),
         )
     return parts
 

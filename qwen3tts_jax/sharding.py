@@ -12,7 +12,7 @@ import re
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from qwen3tts_jax import hf
+from qwen3tts_jax.nn import tree
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 
@@ -71,7 +71,7 @@ def named(module, mesh: Mesh):
     """
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(
-            mesh, _fit(spec(hf.leaf_path(path), leaf.ndim), leaf.shape, mesh)
+            mesh, _fit(spec(tree.leaf_path(path), leaf.ndim), leaf.shape, mesh)
         ),
         module,
     )

@@ -9,16 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qwen3tts_jax import config as configs
-from qwen3tts_jax import (
-    hf,
-    hf_keys,
-    placement,
-    speech_tokenizer_25hz,
-    speech_tokenizer_base,
-)
-from qwen3tts_jax.tokenizer_12hz import decoder as decoders
-from qwen3tts_jax.tokenizer_12hz import encoder as encoders
+from qwen3tts_jax import runtime
+from qwen3tts_jax.checkpoints import hub, key_tables, weights
+from qwen3tts_jax.codecs import base, codec_25hz
+from qwen3tts_jax.config import tokenizer_12hz, tts
+from qwen3tts_jax.models.tokenizer_12hz import decoder as decoders
+from qwen3tts_jax.models.tokenizer_12hz import encoder as encoders
 
 # Shapes are padded to these, so that waves of other lengths compile nothing new.
 ENCODE_BUCKETS = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
@@ -35,7 +31,7 @@ class EncoderOutput:
     audio_codes: list[np.ndarray]
 
 
-class Qwen3TTSTokenizer(speech_tokenizer_base.SpeechTokenizer):
+class Qwen3TTSTokenizer(base.SpeechTokenizer):
     """Qwen3-TTS-Tokenizer-12Hz: waves to codes and back.
 
     Attributes:
@@ -53,7 +49,7 @@ class Qwen3TTSTokenizer(speech_tokenizer_base.SpeechTokenizer):
         self.encoder, self.decoder = encoder, decoder
 
     @staticmethod
-    def parts(config: configs.Tokenizer12HzConfig) -> dict[str, tuple]:
+    def parts(config: tokenizer_12hz.Tokenizer12HzConfig) -> dict[str, tuple]:
         """See `tokenizer_parts`."""
         return tokenizer_parts(config)
 
@@ -66,7 +62,7 @@ class Qwen3TTSTokenizer(speech_tokenizer_base.SpeechTokenizer):
         device_map: str | None = None,
         attn_implementation: str | None = None,
         revision: str | None = None,
-    ) -> "Qwen3TTSTokenizer | speech_tokenizer_25hz.Qwen3TTSTokenizer25Hz":
+    ) -> "Qwen3TTSTokenizer | codec_25hz.Qwen3TTSTokenizer25Hz":
         """Load an official directory or hub id, of either frame rate.
 
         Args:
@@ -74,20 +70,20 @@ class Qwen3TTSTokenizer(speech_tokenizer_base.SpeechTokenizer):
                 a bfloat16 model make its codec bfloat16 too, which costs quality.
             device_map, attn_implementation, revision: see `Qwen3TTSModel`.
         """
-        placement.check_attention(attn_implementation)
-        placement.keep_programs()
-        path = hf.resolve(pretrained_model_name_or_path, revision=revision)
-        hf_config = hf.read_json(path / "config.json")
-        if hf_config.get("model_type") == configs.TOKENIZER_25HZ:
-            return speech_tokenizer_25hz.Qwen3TTSTokenizer25Hz.load(
+        runtime.check_attention(attn_implementation)
+        runtime.keep_programs()
+        path = hub.resolve(pretrained_model_name_or_path, revision=revision)
+        hf_config = hub.read_json(path / "config.json")
+        if hf_config.get("model_type") == tts.TOKENIZER_25HZ:
+            return codec_25hz.Qwen3TTSTokenizer25Hz.load(
                 path, hf_config, dtype=dtype, device_map=device_map
             )
-        config = configs.Tokenizer12HzConfig.from_hf(hf_config)
-        parts = hf.load(
+        config = tokenizer_12hz.Tokenizer12HzConfig.from_hf(hf_config)
+        parts = weights.load(
             path,
             cls.parts(config),
-            dtype=placement.dtype(dtype, jnp.float32),
-            device=placement.device(device_map),
+            dtype=runtime.dtype(dtype, jnp.float32),
+            device=runtime.device(device_map),
         )
         return cls(config, **parts, hf_config=hf_config, source=path)
 
@@ -115,12 +111,12 @@ class Qwen3TTSTokenizer(speech_tokenizer_base.SpeechTokenizer):
     def _encode(self, waves: list[np.ndarray]) -> list[np.ndarray]:
         hop = self.config.samples_per_frame
         longest = max(len(w) for w in waves)
-        frames = placement.bucket(-(-longest // hop), ENCODE_BUCKETS)
+        frames = runtime.bucket(-(-longest // hop), ENCODE_BUCKETS)
         batch = np.zeros((len(waves), frames * hop), np.float32)
         for row, wave in zip(batch, waves):
             row[: len(wave)] = wave
         length = np.full(len(waves), longest, np.int32)
-        with placement.exact():
+        with runtime.exact():
             codes = _encode(self.encoder, batch, length, self.config.quantizers)
         return [c[: -(-len(w) // hop)] for c, w in zip(np.asarray(codes), waves)]
 
@@ -174,7 +170,7 @@ class Qwen3TTSTokenizer(speech_tokenizer_base.SpeechTokenizer):
         while start < codes.shape[1]:
             rest = codes.shape[1] - start
             size = next(size for size in EXACT_CHUNKS if size <= rest)
-            with placement.exact():
+            with runtime.exact():
                 chunk = codes[:, start : start + size]
                 _, state = _decode_step(self.decoder, chunk, state)
             start += size
@@ -215,7 +211,7 @@ class Qwen3TTSTokenizer(speech_tokenizer_base.SpeechTokenizer):
             size = SMALL_CHUNK if rest <= SMALL_CHUNK else DECODE_CHUNK
             chunk = codes[:, start : start + size]
             chunk = np.pad(chunk, ((0, 0), (0, size - chunk.shape[1]), (0, 0)))
-            with placement.exact():
+            with runtime.exact():
                 wave, state = _decode_step(self.decoder, chunk, state)
             yield np.asarray(wave)
             start += size
@@ -241,18 +237,16 @@ class Qwen3TTSTokenizer(speech_tokenizer_base.SpeechTokenizer):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that tell whose codes are whose: see `speech_tokenizer_base`.
+        """16 hex digits that tell whose codes are whose: see `codecs.base`.
 
         Of the encoder, its configuration and the number of codebooks that are kept; the
         decoder may be trained further, codes keep their meaning.
         """
         kept = dict(quantizers=self.config.quantizers)
-        return speech_tokenizer_base.fingerprint_of(
-            self.config.encoder, self.encoder, **kept
-        )
+        return base.fingerprint_of(self.config.encoder, self.encoder, **kept)
 
     def get_model_type(self) -> str:
-        return configs.TOKENIZER_12HZ
+        return tts.TOKENIZER_12HZ
 
     def get_encode_downsample_rate(self) -> int:
         return self.config.samples_per_frame
@@ -290,15 +284,15 @@ _copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
 _join = jax.jit(lambda *states: jax.tree.map(lambda *x: jnp.concatenate(x), *states))
 
 
-def tokenizer_parts(config: configs.Tokenizer12HzConfig) -> dict[str, tuple]:
+def tokenizer_parts(config: tokenizer_12hz.Tokenizer12HzConfig) -> dict[str, tuple]:
     """name -> (abstract module, its key table) of a 12Hz tokenizer."""
     return dict(
         encoder=(
-            hf.abstract(encoders.Encoder, config.encoder),
-            hf_keys.tokenizer_12hz_encoder_rules(config.encoder),
+            weights.abstract(encoders.Encoder, config.encoder),
+            key_tables.tokenizer_12hz_encoder_rules(config.encoder),
         ),
         decoder=(
-            hf.abstract(decoders.Decoder, config.decoder),
-            hf_keys.tokenizer_12hz_decoder_rules(config.decoder),
+            weights.abstract(decoders.Decoder, config.decoder),
+            key_tables.tokenizer_12hz_decoder_rules(config.decoder),
         ),
     )

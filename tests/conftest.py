@@ -19,7 +19,7 @@ import text_files
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
-from qwen3tts_jax import text
+from qwen3tts_jax.text import tokenizer as text_tokenizer
 
 MANY_MAPPINGS = 20_000  # of memory; Linux allows 65,530
 # Compiling is most of what the tests do: they take a fraction of the time with programs
@@ -30,7 +30,7 @@ if jax.__version_info__ < (0, 11):  # later ones have no such option
     XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false"
 PLAIN = "jax_disable_most_optimizations"
 # Begun first, so that no process of pytest -n is left alone with one at the end.
-LONGEST = ("test_real_run.py", "test_engine.py", "test_generate.py", "test_train.py")
+LONGEST = ("test_real_speech.py", "test_engine.py", "test_generate.py", "test_train.py")
 
 
 def pytest_configure(config) -> None:
@@ -101,7 +101,7 @@ def few_programs():
 def tokenizer_dir(tmp_path_factory) -> pathlib.Path:
     """A directory with the real Qwen vocabulary: vocab.json, merges.txt, its config."""
     out = tmp_path_factory.mktemp("text_tokenizer")
-    text.write_tokenizer_files(out, text.find_qwen_tiktoken())
+    text_tokenizer.write_tokenizer_files(out, text_tokenizer.find_qwen_tiktoken())
     return out
 
 
@@ -176,7 +176,7 @@ def golden_25hz(request, goldens_25hz) -> parity_25hz.Golden:
 
 @pytest.fixture(scope="session")
 def tokenizer(tokenizer_dir):
-    return text.TextTokenizer.from_directory(tokenizer_dir)
+    return text_tokenizer.TextTokenizer.from_directory(tokenizer_dir)
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,9 @@ import pathlib
 
 import numpy as np
 
-from data import index, records
-from qwen3tts_jax import text
+from data import index
+from data.format import records
+from qwen3tts_jax.text import tokenizer as text_tokenizer
 
 CODEC = "0123456789abcdef"
 SHARDS, ROWS = 5, 24
@@ -47,7 +48,7 @@ def write_shard(
 
 def write(
     corpus: pathlib.Path,
-    tokenizer: text.TextTokenizer,
+    tokenizer: text_tokenizer.TextTokenizer,
     *,
     codec: str = CODEC,
     shards: int = SHARDS,

@@ -6,8 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from eval import run, scores, sets
-from qwen3tts_jax import audio
+from eval import run, scoring, test_sets
+from qwen3tts_jax.audio import io as audio_io
 
 CLIPS = pathlib.Path(__file__).parent / "recordings" / "clips"
 PICKED = (
@@ -23,11 +23,11 @@ class Panel:
 
     facts = dict(whisper="known answers")
 
-    def __init__(self, clips: list[sets.Clip]):
+    def __init__(self, clips: list[test_sets.Clip]):
         self._texts, self.heard = {}, []
         for clip in clips:
-            wave = audio.load(clip.audio)
-            low = audio.resample(wave, audio.SAMPLE_RATE, scores.JUDGE_RATE)
+            wave = audio_io.load(clip.audio)
+            low = audio_io.resample(wave, audio_io.SAMPLE_RATE, scoring.JUDGE_RATE)
             self._texts[len(low)] = (clip.text, low)
 
     def hear(self, wave, language):

@@ -20,8 +20,8 @@ import pytest
 import safetensors
 
 from qwen3tts_jax import model as models
-from qwen3tts_jax import prompt, voice_clone
-from qwen3tts_jax.training import losses
+from qwen3tts_jax.generation import prompt, voice_clone
+from qwen3tts_jax.training.lm import losses
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -133,7 +133,7 @@ def check_checkpoint(path: pathlib.Path, notes: dict, directory: pathlib.Path) -
         raise AssertionError(
             f"the checkpoint is not the one that {path.name} was made from "
             f"({', '.join(changed)} changed): numpy's random streams, "
-            "random_checkpoint.py, released.py or tiny.py have changed; run "
+            "random_weights.py, released.py or tiny.py have changed; run "
             "tests/golden/make.py again"
         )
 

@@ -15,8 +15,9 @@ import numpy as np
 import parity
 import pytest
 
-from qwen3tts_jax import config_25hz, hf
-from qwen3tts_jax.tokenizer_25hz import parts as parts_25hz
+from qwen3tts_jax.checkpoints import parts as parts_25hz
+from qwen3tts_jax.checkpoints import weights
+from qwen3tts_jax.config import tokenizer_25hz
 
 FRESH = make.TokenizerSpec("live", parity.FRESH_SEED, 24)
 
@@ -40,15 +41,15 @@ class Golden:
         return cls(arrays, notes, directory)
 
     @functools.cached_property
-    def config(self) -> config_25hz.Tokenizer25HzConfig:
+    def config(self) -> tokenizer_25hz.Tokenizer25HzConfig:
         values = json.loads((self.directory / "config.json").read_text("utf-8"))
-        return config_25hz.Tokenizer25HzConfig.from_hf(values)
+        return tokenizer_25hz.Tokenizer25HzConfig.from_hf(values)
 
     @functools.cached_property
     def parts(self) -> dict:
         """encoder, dit and bigvgan, float32."""
         parts = parts_25hz.parts(self.config)
-        return hf.load(self.directory, parts, dtype=jnp.float32)
+        return weights.load(self.directory, parts, dtype=jnp.float32)
 
     @property
     def seed(self) -> int:

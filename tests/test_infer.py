@@ -17,7 +17,9 @@ import soundfile
 from jax.experimental.compilation_cache import compilation_cache
 
 import infer
-from qwen3tts_jax import audio, hf, model, placement
+from qwen3tts_jax import model, runtime
+from qwen3tts_jax.audio import io as audio_io
+from qwen3tts_jax.checkpoints import hub
 
 ROOT = pathlib.Path(infer.__file__).parent
 FRAMES = 4
@@ -133,7 +135,7 @@ def check_output(last: dict, path: pathlib.Path, name: str) -> None:
     """The last line of stdout tells the truth about the WAV file."""
     assert set(last) == LAST_KEYS
     with wave.open(str(path)) as file:
-        assert file.getframerate() == audio.SAMPLE_RATE
+        assert file.getframerate() == audio_io.SAMPLE_RATE
         assert (file.getnchannels(), file.getsampwidth()) == (1, 2)
         assert file.getnframes() == last["frames"] * 1920
         samples = np.frombuffer(file.readframes(file.getnframes()), np.int16)
@@ -266,7 +268,8 @@ def test_stream_writes_the_offline_wave(run, custom, clone, tmp_path):
         offline, _ = run(*short(*arguments, "--codes_out", "b.npy"))
         whole, _ = soundfile.read("out.wav", dtype="int16")
         assert (
-            rate == audio.SAMPLE_RATE and offline["stop_reason"] == last["stop_reason"]
+            rate == audio_io.SAMPLE_RATE
+            and offline["stop_reason"] == last["stop_reason"]
         )
         np.testing.assert_array_equal(np.load("a.npy"), np.load("b.npy"))
         # 1e-5 of a float sample is 0.3 of a 16-bit one
@@ -320,7 +323,7 @@ def test_what_the_user_says_of_the_cache_holds(name, value, monkeypatch):
         jax.config.update(CACHE_DIR, None)
         jax.config.update(name, value)
         expected = jax.config.jax_compilation_cache_dir
-        placement.keep_programs()
+        runtime.keep_programs()
         assert jax.config.jax_compilation_cache_dir == expected
     finally:
         for key, was in before.items():
@@ -333,13 +336,14 @@ def test_what_the_user_says_of_the_cache_holds(name, value, monkeypatch):
 
 def test_without_a_model_it_explains_how_to_get_one(refused, monkeypatch, tmp_path):
     """In a package without a checkpoint of its own."""
-    monkeypatch.setattr(hf, "FAMILY", tmp_path / "nothing")
+    monkeypatch.setattr(hub, "FAMILY", tmp_path / "nothing")
     said = refused("--text", "Hello.")
     assert said.startswith("infer.py: error: got no --model, expected ")
     for part in (
         "--model Qwen/Qwen3-TTS-12Hz-0.6B-Base",
         "hf download",
-        "python -m qwen3tts_jax.random_checkpoint --size 0.6B --variant base --out DIR",
+        "python -m qwen3tts_jax.checkpoints.random_weights --size 0.6B",
+        "--variant base --out DIR",
         "python infer.py --model DIR",
         "--ref_audio tests/recordings/allison_en.flac",
         "Your call is now first in line",

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from qwen3tts_jax import audio, metrics
+from qwen3tts_jax import metrics
+from qwen3tts_jax.audio import io as audio_io
 
 RNG = np.random.default_rng(7)
 
@@ -146,7 +147,9 @@ def test_speaking_rate_counts_letters_between_the_first_and_last_sound():
 
 
 def test_real_time_factor():
-    assert metrics.real_time_factor(0.5, audio.SAMPLE_RATE, audio.SAMPLE_RATE) == 0.5
+    assert (
+        metrics.real_time_factor(0.5, audio_io.SAMPLE_RATE, audio_io.SAMPLE_RATE) == 0.5
+    )
 
 
 # ------------------------------------------------------------------------- codes

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from qwen3tts_jax import Qwen3TTSModel, VoiceClonePromptItem, audio
+from qwen3tts_jax import Qwen3TTSModel, VoiceClonePromptItem
+from qwen3tts_jax.audio import io as audio_io
 
 SHORT = dict(max_new_tokens=4, seed=3)  # three frames
 RECORDING = "tests/recordings/allison_en.flac"
@@ -109,7 +110,7 @@ def test_dtype_by_name_or_object(checkpoint, dtype):
 
 
 def test_reference_forms_agree(base, recording, tmp_path):
-    wave, rate = audio.read(recording)
+    wave, rate = audio_io.read(recording)
     buffer = io.BytesIO()
     soundfile.write(buffer, wave, rate, format="WAV", subtype="FLOAT")
     encoded = base64.b64encode(buffer.getvalue()).decode()

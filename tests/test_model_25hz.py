@@ -9,18 +9,12 @@ import pytest
 import soundfile
 
 import infer
-from qwen3tts_jax import (
-    Qwen3TTSModel,
-    VoiceClonePromptItem,
-    generate,
-    hf,
-    random_checkpoint,
-    released,
-    tiny,
-    voice_clone,
-)
-from qwen3tts_jax import config as configs
-from qwen3tts_jax.training import parts
+from qwen3tts_jax import Qwen3TTSModel, VoiceClonePromptItem
+from qwen3tts_jax.checkpoints import hub, random_weights
+from qwen3tts_jax.config import released, tiny
+from qwen3tts_jax.config import tts as configs
+from qwen3tts_jax.generation import generate, voice_clone
+from qwen3tts_jax.training.lm import params
 
 FRAMES, HOP, RATE = 5, 960, 16_000
 SHORT = dict(max_new_tokens=FRAMES + 1, seed=3)
@@ -130,7 +124,7 @@ def test_export_round_trip_is_exact(checkpoint, base, custom, tmp_path, variant)
     made = tmp_path / "out"
     assert names == sorted(p.relative_to(made) for p in made.rglob("*") if p.is_file())
     for name in names:
-        if name.name == hf.VOICES:  # the order of its metadata is left to chance
+        if name.name == hub.VOICES:  # the order of its metadata is left to chance
             ours, theirs = (
                 voice_clone.read_voices(d, tts.config) for d in (made, source)
             )
@@ -160,21 +154,21 @@ def test_configurations():
     with pytest.raises(ValueError, match="tts_model_type: got 'voice_design'"):
         configs.Qwen3TTSConfig.from_hf(tiny.tts_config_25hz("voice_design"))
     with pytest.raises(ValueError, match="small at 25 Hz"):
-        random_checkpoint.tts_config("small", "base_25hz")
+        random_weights.tts_config("small", "base_25hz")
     config = configs.Qwen3TTSConfig.from_hf(tiny.tts_config_25hz("base"))
     with pytest.raises(ValueError, match="qwen3_tts_tokenizer_25hz.*not trained"):
-        parts.abstract(config)
+        params.abstract(config)
 
 
 def test_random_checkpoint_command(tmp_path, monkeypatch, capsys):
     written = []
     monkeypatch.setattr(
-        random_checkpoint, "write", lambda *args, **_: written.append(args)
+        random_weights, "write", lambda *args, **_: written.append(args)
     )
     for size in ("tiny", "0.6B"):
         arguments = ["", "--size", size, "--variant", "base_25hz", "--out", "x"]
         monkeypatch.setattr("sys.argv", arguments)
-        random_checkpoint.main()
+        random_weights.main()
         assert f"random {size} base_25hz" in capsys.readouterr().out
     (_, small, codec), (_, large, large_codec) = written
     assert small["tts_model_type"] == large["tts_model_type"] == "base"
@@ -187,8 +181,8 @@ def test_random_checkpoint_command(tmp_path, monkeypatch, capsys):
 
 
 def test_voices_that_do_not_fit(broken):
-    path = broken / hf.VOICES
-    config = configs.Qwen3TTSConfig.from_hf(hf.read_json(broken / "config.json"))
+    path = broken / hub.VOICES
+    config = configs.Qwen3TTSConfig.from_hf(hub.read_json(broken / "config.json"))
     voices = voice_clone.read_voices(broken, config)
     fewer = {k: v for k, v in voices.decoder.items() if k != "ryan"}
     voice_clone.write_voices(broken, voice_clone.Voices(decoder=fewer))
@@ -257,7 +251,7 @@ def test_infer_refuses(broken, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         infer.main([*asked, "nobody"])
     assert stop.value.code == 2 and "speaker 'nobody'" in capsys.readouterr().err
-    (broken / hf.VOICES).unlink()
+    (broken / hub.VOICES).unlink()
     with pytest.raises(SystemExit) as stop:
         infer.main([*asked, "ryan"])
     assert stop.value.code == 2 and "is missing" in capsys.readouterr().err

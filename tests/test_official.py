@@ -8,7 +8,7 @@ import numpy as np
 import parity
 import pytest
 
-from qwen3tts_jax import hf
+from qwen3tts_jax.checkpoints import weights
 
 pytestmark = pytest.mark.oracle
 BASE, CUSTOM = parity.FRESH[:2]
@@ -22,9 +22,9 @@ def test_official_package_speaks_from_an_export(
     """Whole in float32, in shards in bfloat16: the same codes, to the last one."""
     golden = goldens(spec)
     if dtype:
-        monkeypatch.setattr(hf, "MAX_SHARD_BYTES", 3_000_000)
+        monkeypatch.setattr(weights, "MAX_SHARD_BYTES", 3_000_000)
     golden.model.save_pretrained(tmp_path / "export", dtype=dtype)
-    assert (tmp_path / "export" / hf.INDEX).exists() == bool(dtype)
+    assert (tmp_path / "export" / weights.INDEX).exists() == bool(dtype)
     out = tmp_path / "out.safetensors"
     make.run(
         parity.official_python(),

@@ -18,21 +18,25 @@ import pytest
 from flax import errors, nnx
 
 import qwen3tts_jax
-from qwen3tts_jax import code_predictor, config_25hz, speaker_encoder, talker, tiny
-from qwen3tts_jax import config as configs
-from qwen3tts_jax.nn import attention, conv, layers, quantizer, transformer
-from qwen3tts_jax.tokenizer_12hz import decoder as decoders
-from qwen3tts_jax.tokenizer_12hz import encoder as encoders
-from qwen3tts_jax.tokenizer_25hz import anti_alias, bigvgan, dit_blocks, late
-from qwen3tts_jax.tokenizer_25hz import dit as dits
-from qwen3tts_jax.tokenizer_25hz import encoder as encoders_25hz
-from qwen3tts_jax.training import codec_scaffold, discriminators
-from qwen3tts_jax.training.teachers import wavlm, whisper
+from qwen3tts_jax.config import tiny, tokenizer_12hz, tokenizer_25hz, tts
+from qwen3tts_jax.models import code_predictor, speaker_encoder, talker
+from qwen3tts_jax.models.tokenizer_12hz import decoder, encoder
+from qwen3tts_jax.models.tokenizer_25hz import (
+    anti_aliased_snake,
+    bigvgan,
+    delayed_conv,
+    dit,
+    dit_blocks,
+)
+from qwen3tts_jax.models.tokenizer_25hz import encoder as encoders_25hz
+from qwen3tts_jax.nn import activations, attention, conv, layers, quantizer, transformer
+from qwen3tts_jax.teachers import wavlm, whisper
+from qwen3tts_jax.training.codec import discriminators, mel_scaffold
 
 PACKAGE = pathlib.Path(qwen3tts_jax.__file__).parent
-TTS = configs.Qwen3TTSConfig.from_hf(tiny.tts_config("base", "1.7B"))
-CODEC = configs.Tokenizer12HzConfig.from_hf(tiny.tokenizer_config())
-CODEC_25HZ = config_25hz.Tokenizer25HzConfig.from_hf(tiny.tokenizer_25hz_config())
+TTS = tts.Qwen3TTSConfig.from_hf(tiny.tts_config("base", "1.7B"))
+CODEC = tokenizer_12hz.Tokenizer12HzConfig.from_hf(tiny.tokenizer_config())
+CODEC_25HZ = tokenizer_25hz.Tokenizer25HzConfig.from_hf(tiny.tokenizer_25hz_config())
 STACK = TTS.talker.transformer
 WINDOWED = CODEC.decoder.transformer
 WIDTH = STACK.dim
@@ -152,7 +156,9 @@ def late_calls(channels, **properties):
 
     def calls(part):
         groups = getattr(part, "inputs", 1)
-        signal = late.Signal(floats(B, groups, T, channels), ints(B), jnp.full(B, T))
+        signal = delayed_conv.Signal(
+            floats(B, groups, T, channels), ints(B), jnp.full(B, T)
+        )
         return step_only(signal)(part) | properties
 
     return calls
@@ -310,7 +316,7 @@ TABLE = [
     (new(conv.CausalConv1d, 4, 5, kernel_size=4, stride=2, bias=False), stepped(X)),
     (new(conv.CausalConvTranspose1d, 4, 5, kernel_size=4, stride=2), stepped(X)),
     (new(conv.ConvNeXtBlock, 4), stepped(X)),
-    (new(conv.SnakeBeta, 4), only(X)),
+    (new(activations.SnakeBeta, 4), only(X)),
     (new(quantizer.ResidualVQ, 4, has_initialized=True, **VQ), trained_vq_calls),
     (new(quantizer.SplitResidualVQ, 4, semantic=1, **VQ), vq_calls),
     (new(attention.Attention, STACK), attention_calls),
@@ -338,38 +344,38 @@ TABLE = [
         new(speaker_encoder.SpeakerEncoder, TTS.speaker_encoder),
         only(floats(B, 12, TTS.speaker_encoder.mel_bins), jnp.full(B, 9)),
     ),
-    (new(decoders.ResidualUnit, 4, dilation=3), step_only(X)),
-    (new(decoders.DecoderBlock, 4, rate=2), step_only(X)),
-    (new(decoders.UpsampleBlock, 4, ratio=2), step_only(X)),
-    (new(decoders.Decoder, CODEC.decoder), decoder_calls),
-    (new(encoders.ResidualUnit, 4, hidden=2, kernel_size=3, dilation=2), only(X)),
+    (new(decoder.ResidualUnit, 4, dilation=3), step_only(X)),
+    (new(decoder.DecoderBlock, 4, rate=2), step_only(X)),
+    (new(decoder.UpsampleBlock, 4, ratio=2), step_only(X)),
+    (new(decoder.Decoder, CODEC.decoder), decoder_calls),
+    (new(encoder.ResidualUnit, 4, hidden=2, kernel_size=3, dilation=2), only(X)),
     (
-        new(encoders.DownsampleBlock, CODEC.encoder, 4, ratio=2),
+        new(encoder.DownsampleBlock, CODEC.encoder, 4, ratio=2),
         only(X, jnp.full(B, 3)),
     ),
-    (new(encoders.Encoder, CODEC.encoder), encoder_calls),
+    (new(encoder.Encoder, CODEC.encoder), encoder_calls),
     (
         new(encoders_25hz.Block, 4, 2),
         only(floats(B, T, 4), jnp.ones((B, T, T), bool)),
     ),
     (new(encoders_25hz.Quantizer, 8, 3, outer_dim=5), quantizer_25hz_calls),
     (
-        new(anti_alias.AntiAliasedSnakes, 4, groups=2),
+        new(anti_aliased_snake.AntiAliasedSnakes, 4, groups=2),
         late_calls(4, delay=PROPERTY),
     ),
-    (new(late.Convs, 4, 5, kernel_sizes=(3, 7)), late_calls(4)),
-    (new(late.Upsample, 4, 5, kernel_size=7, rate=3), late_calls(4)),
+    (new(delayed_conv.Convs, 4, 5, kernel_sizes=(3, 7)), late_calls(4)),
+    (new(delayed_conv.Upsample, 4, 5, kernel_size=7, rate=3), late_calls(4)),
     (
-        lambda: late.Chain([anti_alias.AntiAliasedSnakes(4)]),
+        lambda: delayed_conv.Chain([anti_aliased_snake.AntiAliasedSnakes(4)]),
         late_calls(4, delay=PROPERTY),
     ),
     (new(bigvgan.Stage, VOCODER, 0), late_calls(VOCODER.channels, delay=PROPERTY)),
     (new(bigvgan.Stage, VOCODER, 2), late_calls(VOCODER.channels >> 2, delay=PROPERTY)),
     (new(bigvgan.BigVGAN, VOCODER), bigvgan_calls),
     (new(encoders_25hz.Encoder, CODEC_25HZ.encoder), encoder_25hz_calls),
-    (new(dits.TimeEmbedding, 4), only(floats(3))),
+    (new(dit.TimeEmbedding, 4), only(floats(3))),
     (new(dit_blocks.Block, CODEC_25HZ.dit, back=True, ahead=True), dit_block_calls),
-    (new(dits.DiT, CODEC_25HZ.dit), dit_calls),
+    (new(dit.DiT, CODEC_25HZ.dit), dit_calls),
     (new(discriminators.Conv, 4, 5, kernel_size=(3, 3)), only(floats(B, 3, 4, 4))),
     (stack_of_judges, only(floats(B, 3, 4, 4))),
     (new(discriminators.PeriodDiscriminator, JUDGES, period=3), JUDGED),
@@ -377,8 +383,8 @@ TABLE = [
     (new(discriminators.SpectrumDiscriminator, JUDGES, window=16), JUDGED),
     (new(discriminators.Discriminators, JUDGES), JUDGED),
     (
-        new(codec_scaffold.MelEncoder, 2, 5),
-        only(floats(B, 2 * T, codec_scaffold.BINS)),
+        new(mel_scaffold.MelEncoder, 2, 5),
+        only(floats(B, 2 * T, mel_scaffold.BINS)),
     ),
     (new(whisper.Block, WHISPER), only(X)),
     (new(whisper.Encoder, WHISPER), layer_calls(floats(B, 6, 80))),

@@ -8,31 +8,24 @@ import sys
 import jax
 import pytest
 
-from qwen3tts_jax import config as configs
-from qwen3tts_jax import (
-    config_25hz,
-    hf,
-    model,
-    released,
-    sharding,
-    speech_tokenizer,
-    tiny,
-)
-from qwen3tts_jax.tokenizer_25hz import parts as parts_25hz
+from qwen3tts_jax import model, sharding, speech_tokenizer
+from qwen3tts_jax.checkpoints import parts as parts_25hz
+from qwen3tts_jax.config import released, tiny, tokenizer_12hz, tokenizer_25hz, tts
+from qwen3tts_jax.nn import tree
 
 
 def _leaves(parts):
     for name, (module, _) in parts.items():
         for path, leaf in jax.tree_util.tree_flatten_with_path(module)[0]:
-            yield name, hf.leaf_path(path), leaf
+            yield name, tree.leaf_path(path), leaf
 
 
 @pytest.mark.parametrize("size", released.SIZES)
 def test_every_leaf_matches_a_rule_or_is_listed_as_replicated(size):
-    config = configs.Qwen3TTSConfig.from_hf(released.tts_config(size, "base"))
-    codec = configs.Tokenizer12HzConfig.from_hf(released.tokenizer_12hz_config())
+    config = tts.Qwen3TTSConfig.from_hf(released.tts_config(size, "base"))
+    codec = tokenizer_12hz.Tokenizer12HzConfig.from_hf(released.tokenizer_12hz_config())
     parts = model.model_parts(config) | speech_tokenizer.tokenizer_parts(codec)
-    slow = config_25hz.Tokenizer25HzConfig.from_hf(released.tokenizer_25hz_config())
+    slow = tokenizer_25hz.Tokenizer25HzConfig.from_hf(released.tokenizer_25hz_config())
     parts |= {f"{name}_25hz": part for name, part in parts_25hz.parts(slow).items()}
     ruled = [pattern for pattern, _ in sharding.RULES]
     for name, path, _ in _leaves(parts):
@@ -42,7 +35,7 @@ def test_every_leaf_matches_a_rule_or_is_listed_as_replicated(size):
 
 @pytest.mark.parametrize("size", released.SIZES)
 def test_large_language_model_weights_divide_the_mesh(size):
-    config = configs.Qwen3TTSConfig.from_hf(released.tts_config(size, "base"))
+    config = tts.Qwen3TTSConfig.from_hf(released.tts_config(size, "base"))
     shape = dict(data=1, fsdp=4, tensor=4, sequence=1)
     for name, path, leaf in _leaves(model.model_parts(config)):
         if name == "speaker_encoder" or leaf.size < 1_000_000:
@@ -62,14 +55,17 @@ def test_too_many_devices_is_an_error():
 SHARDED_LOAD = """
 import sys
 import jax, numpy as np
-from qwen3tts_jax import config as configs, hf, model, sharding
+from qwen3tts_jax import model, sharding
+from qwen3tts_jax.config import tts
+from qwen3tts_jax.checkpoints import hub
+from qwen3tts_jax.checkpoints import weights
 path = __import__("pathlib").Path(sys.argv[1])
-config = configs.Qwen3TTSConfig.from_hf(hf.read_json(path / "config.json"))
+config = tts.Qwen3TTSConfig.from_hf(hub.read_json(path / "config.json"))
 parts = model.model_parts(config)
 mesh = sharding.make_mesh(fsdp=2, tensor=2)
 places = {k: sharding.named(m, mesh) for k, (m, _) in parts.items()}
-cut = hf.load(path, parts, dtype="float32", shardings=places)
-whole = hf.load(path, parts, dtype="float32")
+cut = weights.load(path, parts, dtype="float32", shardings=places)
+whole = weights.load(path, parts, dtype="float32")
 for a, b in zip(jax.tree.leaves(cut), jax.tree.leaves(whole), strict=True):
     np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 kernel = cut["talker"].transformer.layers[0].mlp.up.kernel[...]

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 
 from configs import build, pretrain
-from qwen3tts_jax import checkpoint, sharding, speech_tokenizer
-from qwen3tts_jax.training import log, trainer
+from qwen3tts_jax import sharding, speech_tokenizer
+from qwen3tts_jax.training import checkpointing, metrics_writer, trainer
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS, SAVE_EVERY = 6, 2
@@ -127,7 +127,7 @@ def whole(command, tmp_path_factory):
 
 def lines(workdir) -> dict[int, dict]:
     """Step -> line; each step has one."""
-    found = log.read(workdir)
+    found = metrics_writer.read(workdir)
     steps = [line["step"] for line in found]
     assert steps == sorted(set(steps))
     return dict(zip(steps, found))
@@ -144,7 +144,7 @@ def measured(workdir) -> dict[int, dict]:
 def last_state(command, workdir):
     config = command.config()
     recipe = build.recipe(config, sharding.make_mesh())
-    found = checkpoint.Checkpoints(workdir / build.CHECKPOINTS)
+    found = checkpointing.Checkpoints(workdir / build.CHECKPOINTS)
     state, data, step = trainer.read_state(found, recipe)
     return state.replace(key=jax.random.key_data(state.key)), data, step
 
@@ -165,7 +165,7 @@ def copy_until(step: int, whole, workdir) -> None:
     for saved in (whole / build.CHECKPOINTS).iterdir():
         if int(saved.name) <= step:
             shutil.copytree(saved, workdir / build.CHECKPOINTS / saved.name)
-    shutil.copy(whole / log.FILE, workdir)
+    shutil.copy(whole / metrics_writer.FILE, workdir)
 
 
 # ------------------------------------------------------------------- an ordinary run
@@ -194,7 +194,7 @@ def free_port() -> int:
 def wait_for(workdir, step: int, process) -> None:
     """Until a run has written the line of a step."""
     began = time.monotonic()
-    path = workdir / log.FILE
+    path = workdir / metrics_writer.FILE
     while time.monotonic() - began < LIMIT:
         text = path.read_text() if path.exists() else ""
         done = [json.loads(line)["step"] for line in text.splitlines(True)[:-1]]
@@ -225,7 +225,7 @@ def moved(command, whole, tmp_path_factory):
     wait_for(places["killed"], at, killed)
     killed.kill()
     assert killed.wait() == -signal.SIGKILL
-    before = places["killed"] / log.FILE
+    before = places["killed"] / metrics_writer.FILE
     kept = before.read_text()
     killed = command.start(places["killed"])
     wait_for(places["two"], 3, two[0])
@@ -297,7 +297,7 @@ def test_the_next_stage_takes_over(command, whole, final, take, tmp_path):
         recipe,
         build.schedule(config),
         workdir=tmp_path,
-        checkpoints=checkpoint.Checkpoints(tmp_path / build.CHECKPOINTS),
+        checkpoints=checkpointing.Checkpoints(tmp_path / build.CHECKPOINTS),
         position={},
         meter=None,
         say=notes.append,

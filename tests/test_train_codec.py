@@ -14,9 +14,14 @@ import soundfile
 from PIL import Image
 
 from configs import build_codec, codec
-from data import sources, waves
-from qwen3tts_jax import checkpoint, hf, sharding, speech_tokenizer, tiny
-from qwen3tts_jax.training import log, trainer
+from data import waves
+from data.preparation import sources
+from qwen3tts_jax import sharding, speech_tokenizer
+from qwen3tts_jax.checkpoints import hub
+from qwen3tts_jax.config import tiny
+from qwen3tts_jax.training import checkpointing as checkpoint
+from qwen3tts_jax.training import metrics_writer as log
+from qwen3tts_jax.training import trainer
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS, SAVE_EVERY = 4, 2
@@ -213,7 +218,7 @@ def pieces(command, tmp_path_factory):
     layout["decoder_config"] |= dict(
         decoder_dim=16, upsampling_ratios=[2, 2, 2, 15], upsample_rates=[16]
     )
-    hf.write_json(out / "config.json", layout)
+    hub.write_json(out / "config.json", layout)
 
     def run(stage: str, *more: str, code=0, **earlier) -> str:
         fields = {f"model__{k}": str(out / v) for k, v in earlier.items()}

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from qwen3tts_jax import config as configs
+from qwen3tts_jax.config import tts
 from qwen3tts_jax.nn import layers, packed_attention
 
 
@@ -84,7 +84,7 @@ class KVCache:
     index: jax.Array
 
     @classmethod
-    def zeros(cls, config: configs.TransformerConfig, batch: int, size: int, dtype):
+    def zeros(cls, config: tts.TransformerConfig, batch: int, size: int, dtype):
         heads, dim = config.kv_heads, config.head_dim
         return cls(
             keys=jnp.zeros((batch, heads, dim, size), dtype),
@@ -127,7 +127,7 @@ class WindowCache:
     values: jax.Array
 
     @classmethod
-    def zeros(cls, config: configs.TransformerConfig, batch: int, dtype):
+    def zeros(cls, config: tts.TransformerConfig, batch: int, dtype):
         heads, dim, size = config.kv_heads, config.head_dim, config.window - 1
         return cls(
             keys=jnp.zeros((batch, heads, dim, size), dtype),
@@ -171,7 +171,7 @@ class Segments:
 class Attention(nnx.Module):
     """Grouped-query attention with rotary positions and optional q/k normalisation."""
 
-    def __init__(self, config: configs.TransformerConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: tts.TransformerConfig, *, rngs: nnx.Rngs):
         heads = config.heads * config.head_dim
         kv_heads = config.kv_heads * config.head_dim
         self.query = layers.Linear(config.dim, heads, rngs=rngs)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from qwen3tts_jax import hf
+from qwen3tts_jax.nn import tree
 
 Form = Literal["int8", "float8"]
 
@@ -121,7 +121,7 @@ def quantize_kernels(module, form: Form, *, where: Callable[[str], bool]):
     """
 
     def change(path, leaf):
-        name = hf.leaf_path(path)
+        name = tree.leaf_path(path)
         if name.split(".")[-1] not in KERNELS or not where(name):
             return leaf
         if isinstance(leaf, QuantizedKernel):

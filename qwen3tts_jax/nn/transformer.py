@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from qwen3tts_jax import config as configs
+from qwen3tts_jax.config import tts
 from qwen3tts_jax.nn import attention, layers, packed_attention
 
 _attention = jax.checkpoint_policies.save_only_these_names(packed_attention.SAVED)
@@ -21,7 +21,7 @@ REMAT = {  # what a layer keeps for its backward pass, besides its input
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), each branch optionally scaled."""
 
-    def __init__(self, config: configs.TransformerConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: tts.TransformerConfig, *, rngs: nnx.Rngs):
         norm = layers.RMSNorm if config.norm == "rms" else layers.LayerNorm
         mlp = layers.SwiGLU if config.mlp == "swiglu" else layers.GeluMLP
         self.attention_norm = norm(config.dim, eps=config.norm_eps)
@@ -54,7 +54,7 @@ class Transformer(nnx.Module):
 
     def __init__(
         self,
-        config: configs.TransformerConfig,
+        config: tts.TransformerConfig,
         *,
         rngs: nnx.Rngs,
         stacked: bool = False,

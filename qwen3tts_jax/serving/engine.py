@@ -7,20 +7,19 @@ groups; a stream's row depends on no other row, so it makes what it would make a
 """
 
 import collections
-import dataclasses
 import threading
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from qwen3tts_jax import generate, placement, prompt, sampling
+from qwen3tts_jax import runtime
+from qwen3tts_jax.generation import generate, prompt, sampling
+from qwen3tts_jax.serving import stream as engine_stream
 
 SCHEDULE = (1, 2, 4, 8)  # frames of a stream's first group, its second, ...; then 8
 AHEAD = 2  # groups on the device: one that runs and one that waits for it
-MAX_UNREAD = 64  # chunks; a stream whose reader has fallen so far behind rests
 ABANDONED = "abandoned"
 NO_TEXT = prompt.NONE
 POSITIONS = 1024  # that `warmup` prepares for: a minute of speech
@@ -81,85 +80,6 @@ _row_of = jax.jit(
 )
 
 
-@dataclasses.dataclass(eq=False)
-class Stream:
-    """One utterance on its way, as the host sees it.
-
-    Attributes:
-        prompt, choices, seed, codec: what it starts from; codec: see `Voice`.
-        most: frames it may have, asked: that were asked for; guarded: it may have
-            fewer, by the length of its text.
-        text: ids for the frames, in order; complete: no more will come.
-        frame_rate: Hz.
-        planned: frames dispatched; codes: those that have come back, [Q] each.
-        chunks: float32 waves nobody has read yet; samples: handed over in all chunks.
-        waiting: it has no slot; abandoned: nobody can read it any more.
-        suspect: a group with it has failed, and none has worked since.
-        stop_reason, error: why it is over.
-    """
-
-    prompt: prompt.Prompt
-    choices: sampling.Sampling
-    seed: int
-    codec: Any
-    most: int
-    asked: int
-    guarded: bool
-    text: list[int]
-    complete: bool
-    text_tokens: int
-    frame_rate: float
-    planned: int = 0
-    groups: int = 0
-    codes: list = dataclasses.field(default_factory=list)
-    chunks: collections.deque = dataclasses.field(default_factory=collections.deque)
-    samples: int = 0
-    stop_reason: str | None = None
-    error: Exception | None = None
-    waiting: bool = True
-    abandoned: bool = False
-    suspect: bool = False
-
-    @property
-    def over(self) -> bool:
-        return self.stop_reason is not None or self.error is not None
-
-    @property
-    def limit(self) -> int:
-        """Frames it may have; the guard waits until the length of the text is known."""
-        if not (self.guarded and self.complete):
-            return self.most
-        guard = generate.guard_frames(self.text_tokens, self.frame_rate)
-        return min(self.most, guard)
-
-    def ready(self) -> int:
-        """Frames it could make now."""
-        if self.over or len(self.chunks) >= MAX_UNREAD:
-            return 0
-        rest = self.limit - self.planned
-        return rest if self.complete else min(rest, len(self.text) - self.planned)
-
-    @property
-    def starved(self) -> bool:
-        """It has no text for a frame, and no frame on its way."""
-        return self.ready() == 0 and self.planned == len(self.codes)
-
-    def ends(self, count: int, ended: bool) -> bool:
-        """Whether it is over with `count` frames more, after which it has `ended`."""
-        return ended or len(self.codes) + count >= self.limit
-
-    def hand_over(self, wave: np.ndarray) -> None:
-        """Sound for its reader."""
-        if len(wave):
-            self.chunks.append(wave)
-            self.samples += len(wave)
-
-    def take_text(self, count: int, pad: int) -> np.ndarray:
-        """Text ids of the next frames, int32 [count]."""
-        ids = self.text[self.planned : self.planned + count]
-        return np.asarray(ids + [pad] * (count - len(ids)), np.int32)
-
-
 class Engine:
     """Slots on one device, and the streams in them; safe to use from many threads."""
 
@@ -193,19 +113,19 @@ class Engine:
         if chunk is not None:  # one program makes any number of frames up to that
             self.sizes = list(range(chunk, 0, -1))
         self._lock = threading.RLock()
-        self._slots: list[Stream | None] = [None] * slots
-        self._waiting: collections.deque[Stream] = collections.deque()
+        self._slots: list[engine_stream.Stream | None] = [None] * slots
+        self._waiting: collections.deque[engine_stream.Stream] = collections.deque()
         self._flying: collections.deque = collections.deque()
         self._state = self._codec = None
 
     # ------------------------------------------------------------ streams come and go
 
-    def add(self, stream: Stream) -> None:
+    def add(self, stream: engine_stream.Stream) -> None:
         """Let a stream wait for a slot; it takes part from the next group on."""
         with self._lock:
             self._waiting.append(stream)
 
-    def remove(self, stream: Stream, reason: str) -> None:
+    def remove(self, stream: engine_stream.Stream, reason: str) -> None:
         """Forget a stream, wherever it stands; nothing else is disturbed."""
         with self._lock:
             if not stream.over:
@@ -215,7 +135,7 @@ class Engine:
             stream.chunks.clear()
             self._leave(stream)
 
-    def _leave(self, stream: Stream) -> None:
+    def _leave(self, stream: engine_stream.Stream) -> None:
         self._slots = [None if s is stream else s for s in self._slots]
         if not any(self._slots) and not self._waiting:
             self._state = self._codec = None  # an idle engine holds no memory
@@ -258,7 +178,7 @@ class Engine:
                 self._recover({slot: stream}, error)
         return joined
 
-    def _row(self, stream: Stream):
+    def _row(self, stream: engine_stream.Stream):
         """(GenerationState, the codec's) of one row: the stream where it has come to.
 
         A stream whose frames are there already has lost its state to a device error.
@@ -280,7 +200,7 @@ class Engine:
     def _read(self, item, choices, seed, **options) -> generate.GenerationState:
         lm, config = self.model.language_model, self.model.config
         key = generate.row_key(seed)
-        with placement.exact():
+        with runtime.exact():
             return generate.read_prompt(lm, config, item, choices, key, **options)
 
     def _put(self, slot: int, row, codec) -> None:
@@ -312,7 +232,7 @@ class Engine:
             self._recover(ready, error)
         return True
 
-    def _send(self, streams: dict[int, Stream]) -> Group:
+    def _send(self, streams: dict[int, engine_stream.Stream]) -> Group:
         rows, size = len(self._slots), self._group_size(streams.values())
         text = np.full((rows, self._chunk or size), NO_TEXT, np.int32)
         text[:, :size] = self.model.config.tts_pad_id
@@ -334,12 +254,12 @@ class Engine:
         text = [s.ready() for s in streams if not s.complete]
         return next(n for n in self.sizes if n <= min([most, *text]))
 
-    def wanted(self, stream: Stream) -> int:
+    def wanted(self, stream: engine_stream.Stream) -> int:
         """Frames of a stream's next group, by the schedule."""
         return self.schedule[min(stream.groups, len(self.schedule) - 1)]
 
     def _run(self, text, active, limit) -> Group:
-        with placement.exact():
+        with runtime.exact():
             self._state, self._codec, group = _run_group(
                 self.model.language_model,
                 self.model.speech_tokenizer.decoder,
@@ -365,7 +285,9 @@ class Engine:
             if not stream.over:
                 self._hand_over(stream, slot, group, tails.get(slot))
 
-    def _tails(self, streams: dict[int, Stream], frames) -> dict[int, np.ndarray]:
+    def _tails(
+        self, streams: dict[int, engine_stream.Stream], frames
+    ) -> dict[int, np.ndarray]:
         """Slot -> the sound that the codec still owes a stream which now ends."""
         ending = [
             slot
@@ -379,7 +301,9 @@ class Engine:
         rows = {slot: _row_of(self._codec, np.int32(slot)) for slot in ending}
         return {slot: tokenizer.finish(row) for slot, row in rows.items()}
 
-    def _hand_over(self, stream: Stream, slot: int, group: Group, tail) -> None:
+    def _hand_over(
+        self, stream: engine_stream.Stream, slot: int, group: Group, tail
+    ) -> None:
         """One stream's part of a group; tail: None where it goes on."""
         frames = group.frames
         hop = self.model.speech_tokenizer.get_decode_upsample_rate()
@@ -392,7 +316,9 @@ class Engine:
             stream.stop_reason = generate.stop_reason(ended, stream.limit, stream.asked)
             self._leave(stream)
 
-    def _recover(self, streams: dict[int, Stream], error: Exception) -> None:
+    def _recover(
+        self, streams: dict[int, engine_stream.Stream], error: Exception
+    ) -> None:
         """A group has failed, and the state of all streams with it.
 
         They start again from the frames they have, in groups of their own until one
@@ -420,7 +346,7 @@ class Engine:
                 raise ValueError(
                     "got an engine with open streams; warm it up before the first"
                 )
-            largest = placement.bucket(positions, generate.CACHE_BUCKETS)
+            largest = runtime.bucket(positions, generate.CACHE_BUCKETS)
             for size in generate.CACHE_BUCKETS:
                 if size <= largest:
                     self._warm(size)

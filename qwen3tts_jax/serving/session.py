@@ -23,8 +23,10 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from qwen3tts_jax import generate, prompt, sampling, text_stream
+from qwen3tts_jax.generation import generate, prompt, sampling
 from qwen3tts_jax.serving import engine as engines
+from qwen3tts_jax.serving import stream as engine_stream
+from qwen3tts_jax.text import incremental
 
 TEXT_TIMEOUT = 10.0  # seconds without text that is needed, until the text is ended
 SLOT_TIMEOUT = 60.0  # seconds without a free slot, until a session gives up
@@ -84,13 +86,13 @@ class StreamingSession:
         self._guarded = options.get("max_new_tokens") is None
         self._timeouts = {TEXT: text_timeout, SLOT: slot_timeout}
         self._arrived = threading.Condition()  # of text
-        self._tokens = text_stream.TextStream(model.tokenizer)
+        self._tokens = incremental.TextStream(model.tokenizer)
         self._ids: list[int] = []  # before the prompt is laid out
         self._spoken = self._ended = self._timed_out = False
         self._closed = False
         self._progress = time.monotonic()  # when it last could go on
-        self._stream: engines.Stream | None = None
-        self._owned: list[engines.Stream] = []
+        self._stream: engine_stream.Stream | None = None
+        self._owned: list[engine_stream.Stream] = []
         weakref.finalize(self, _abandon, self._owned)
 
     # ----------------------------------------------------------------------- text in
@@ -175,7 +177,7 @@ class StreamingSession:
         self._owned.append(self._stream)
         self.engine.add(self._stream)
 
-    def _new_stream(self) -> engines.Stream:
+    def _new_stream(self) -> engine_stream.Stream:
         config, options = self._model.config, self._options
         item = prompt.build(
             config,
@@ -184,7 +186,7 @@ class StreamingSession:
             more=not self._ended,
             **self._voice.layout,
         )
-        return engines.Stream(
+        return engine_stream.Stream(
             prompt=item,
             choices=options.sampling(),
             seed=self.seed,
@@ -350,7 +352,7 @@ class StreamingSession:
         self.close()
 
 
-def _abandon(streams: list[engines.Stream]) -> None:
+def _abandon(streams: list[engine_stream.Stream]) -> None:
     """A session was dropped without `close`: its engine frees the slot when it next
     moves.  Not at once: this runs wherever Python collects garbage."""
     for stream in streams:

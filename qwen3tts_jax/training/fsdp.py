@@ -11,8 +11,9 @@ import dataclasses
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from qwen3tts_jax import hf, sharding
-from qwen3tts_jax.training import parts as model_parts
+from qwen3tts_jax import sharding
+from qwen3tts_jax.nn import tree
+from qwen3tts_jax.training.lm import params
 
 AXIS = "fsdp"
 STACK = ".layers."  # in the path of a parameter of a Transformer's layers
@@ -41,13 +42,13 @@ class Gather:
             return jax.tree.map(lambda leaf: leaf.astype(self.dtype), module)
 
         def made(path, leaf, place):
-            if but_layers and STACK in f".{hf.leaf_path(path)}":
+            if but_layers and STACK in f".{tree.leaf_path(path)}":
                 return leaf
             return self._whole(leaf.astype(self.dtype), place)
 
         # rules are over paths inside a part
-        is_all = isinstance(module, model_parts.Parts)
-        named = model_parts.shardings if is_all else sharding.named
+        is_all = isinstance(module, params.Parts)
+        named = params.shardings if is_all else sharding.named
         places = named(module, self.mesh)
         return jax.tree_util.tree_map_with_path(made, module, places)
 

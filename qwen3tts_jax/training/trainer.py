@@ -19,10 +19,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from qwen3tts_jax import checkpoint
-from qwen3tts_jax.training import log
-from qwen3tts_jax.training import meter as meters
-from qwen3tts_jax.training import state as states
+from qwen3tts_jax.training import checkpointing, metrics_writer, throughput
+from qwen3tts_jax.training.lm import train_step
 
 PARAMS, REST = "params", "rest"  # items of a checkpoint
 
@@ -53,13 +51,13 @@ class Trainer:
 
     def __init__(
         self,
-        recipe: states.Recipe,
+        recipe: train_step.Recipe,
         schedule: Schedule,
         *,
         workdir: Path,
-        checkpoints: checkpoint.Checkpoints,
+        checkpoints: checkpointing.Checkpoints,
         position: dict,
-        meter: meters.Meter,
+        meter: throughput.Meter,
         show: Callable[[Any, int], None] | None = None,
         say: Callable[[str], None] = print,
     ):
@@ -77,17 +75,17 @@ class Trainer:
         whole = NamedSharding(recipe.mesh, PartitionSpec())
         self._step = recipe.compiled()
         self._score = jax.jit(recipe.score, out_shardings=whole)
-        self._log: log.Log | None = None
+        self._log: metrics_writer.Log | None = None
         self._told = self._tracing = False
 
     # -------------------------------------------------------------------- start
 
-    def fresh(self, params: dict, key: jax.Array) -> states.TrainState:
+    def fresh(self, params: dict, key: jax.Array) -> train_step.TrainState:
         """The first state of a run.  params: path -> array."""
         places = self.recipe.shardings()
         return jax.jit(self.recipe.init, out_shardings=places)(params, key)
 
-    def resume(self) -> states.TrainState | None:
+    def resume(self) -> train_step.TrainState | None:
         """The state of the last checkpoint, or None where there is none.
 
         Raises: ValueError if it was trained on other data, or is of another model.
@@ -110,10 +108,10 @@ class Trainer:
 
     def run(
         self,
-        state: states.TrainState,
+        state: train_step.TrainState,
         batches: Iterator[dict],
         held_out: Callable[[], Iterator[dict]] | None = None,
-    ) -> states.TrainState:
+    ) -> train_step.TrainState:
         """Train to the last step, or until SIGTERM; returns the last state.
 
         Args:
@@ -123,7 +121,7 @@ class Trainer:
         """
         first, last = int(state.step), self.schedule.steps
         if jax.process_index() == 0:
-            self._log = log.Log(self.workdir, step=first)
+            self._log = metrics_writer.Log(self.workdir, step=first)
         pending = None
         with self._running():
             for step in range(first + 1, last + 1):
@@ -247,21 +245,23 @@ class Trainer:
             self._tracing = False
 
 
-def _items(state: states.TrainState) -> dict:
+def _items(state: train_step.TrainState) -> dict:
     """A state as the items of a checkpoint; parameters can be read alone."""
     return {PARAMS: state.params, REST: state.replace(params={})}
 
 
 def read_state(
-    checkpoints: checkpoint.Checkpoints, recipe: states.Recipe, step: int | None = None
-) -> tuple[states.TrainState, dict, int]:
+    checkpoints: checkpointing.Checkpoints,
+    recipe: train_step.Recipe,
+    step: int | None = None,
+) -> tuple[train_step.TrainState, dict, int]:
     """(state, data, step) of a checkpoint; raises what `Checkpoints.restore` raises."""
     items, data, step = checkpoints.restore(_items(recipe.abstract()), step=step)
     return items[REST].replace(params=items[PARAMS]), data, step
 
 
 def read_params(
-    checkpoints: checkpoint.Checkpoints, recipe: states.Recipe
+    checkpoints: checkpointing.Checkpoints, recipe: train_step.Recipe
 ) -> tuple[dict, int]:
     """(path -> array, step) of the newest checkpoint, of whatever optimiser."""
     items, _, step = checkpoints.restore({PARAMS: recipe.abstract().params})
@@ -269,7 +269,7 @@ def read_params(
 
 
 def read_similar(
-    checkpoints: checkpoint.Checkpoints, fresh: dict, needed: str, mesh
+    checkpoints: checkpointing.Checkpoints, fresh: dict, needed: str, mesh
 ) -> tuple[dict, int]:
     """(path -> array, step): what a checkpoint has of `fresh`, else what is there.
 

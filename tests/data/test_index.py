@@ -6,8 +6,10 @@ import pickle
 import numpy as np
 import pytest
 
-from data import index, lengths, records, synthetic
-from qwen3tts_jax import text as texts
+from data import index
+from data.format import lengths, records
+from data.mixture import synthetic_index
+from qwen3tts_jax.text import tokenizer as text_tokenizer
 
 CODEC, OTHER = "0123456789abcdef", "fedcba9876543210"
 ROWS = 12
@@ -132,15 +134,15 @@ def test_the_fingerprint_follows_the_lengths(indexed, tokenizer):
 
 
 def test_every_form_of_a_vocabulary_has_one_hash(tokenizer, whole_dir):
-    whole = texts.TextTokenizer.from_directory(whole_dir)
+    whole = text_tokenizer.TextTokenizer.from_directory(whole_dir)
     assert index.vocabulary_hash(whole) == index.vocabulary_hash(tokenizer)
-    whole = texts.TextTokenizer.from_directory(whole_dir)
+    whole = text_tokenizer.TextTokenizer.from_directory(whole_dir)
     whole.backend.add_tokens(["<|one more|>"])
     assert index.vocabulary_hash(whole) != index.vocabulary_hash(tokenizer)
 
 
 def test_a_synthetic_index_can_be_kept_on_disk(tmp_path):
-    made = synthetic.SyntheticIndex(tmp_path / "index", 3, 500, seed=4)
+    made = synthetic_index.SyntheticIndex(tmp_path / "index", 3, 500, seed=4)
     opened = made.write(tmp_path / "index")
     assert opened.languages == made.languages and opened.rows.tolist() == [500] * 3
     for shard in range(3):

@@ -13,19 +13,20 @@ import numpy as np
 import pytest
 import soundfile
 
-from data import (
-    clips,
-    codec,
-    prepare,
+from data import prepare
+from data.format import records
+from data.preparation import (
+    cleaning,
+    encoding,
     progress,
-    raw,
-    records,
     shards,
     sources,
-    tally,
-    voices,
+    speaker_features,
 )
-from qwen3tts_jax import speech_tokenizer, speech_tokenizer_base
+from data.preparation import clip as raw
+from data.preparation import report as tally
+from qwen3tts_jax import speech_tokenizer
+from qwen3tts_jax.codecs import base
 
 ROOT = pathlib.Path(__file__).parents[2]
 CLIPS = ROOT / "tests/recordings/clips"
@@ -110,14 +111,14 @@ def test_codes_in_a_batch_are_those_of_the_clip_alone(corpus, tokenizer):
     ]
     assert len(some) > 1
     for record, clip in some[:3]:
-        wave = clips.take(clip, clips.Rules()).wave
+        wave = cleaning.take(clip, cleaning.Rules()).wave
         assert len(wave) % 1920
         alone = tokenizer.encode((wave, 24_000)).audio_codes[0]
         assert np.array_equal(record.codes, alone)
 
 
 def test_codes_do_not_depend_on_the_company(checkpoint_dir):
-    encoder = codec.Encoder(f"{checkpoint_dir}/speech_tokenizer", batch_frames=32)
+    encoder = encoding.Encoder(f"{checkpoint_dir}/speech_tokenizer", batch_frames=32)
     wave = noise(0.61)
     lengths = (0.5, 0.3, 0.64, 0.4, 0.45, 0.2)
     others = [noise(seconds, seed) for seed, seconds in enumerate(lengths, 1)]
@@ -136,7 +137,7 @@ def test_codes_do_not_depend_on_the_company(checkpoint_dir):
 
 
 def test_few_programs_encode_all_lengths(checkpoint_dir, compiled):
-    encoder = codec.Encoder(f"{checkpoint_dir}/speech_tokenizer", batch_frames=32)
+    encoder = encoding.Encoder(f"{checkpoint_dir}/speech_tokenizer", batch_frames=32)
     waves = [noise(seconds) for seconds in (0.1, 0.2, 0.33, 0.5, 0.6, 0.64)]
     for _ in encoder.encode(enumerate(waves)):
         pass
@@ -145,7 +146,9 @@ def test_few_programs_encode_all_lengths(checkpoint_dir, compiled):
 
 def test_x_vectors_come_of_the_checkpoint(checkpoint_dir):
     waves = [noise(2.0), noise(0.4, 1)]
-    found = voices.Voices(voices.Spec("x_vector", 1.0, checkpoint_dir))
+    found = speaker_features.Voices(
+        speaker_features.Spec("x_vector", 1.0, checkpoint_dir)
+    )
     both = found.describe(waves)
     assert [set(row) for row in both] == [{"x_vector"}, {"x_vector"}]
     alone = found.describe(waves[1:])[0]["x_vector"]
@@ -153,7 +156,7 @@ def test_x_vectors_come_of_the_checkpoint(checkpoint_dir):
     assert np.allclose(both[1]["x_vector"], alone, rtol=1e-2, atol=1e-3)
     assert len(found.fingerprint) == 16
     with pytest.raises(ValueError, match="give both or neither"):
-        voices.Voices(voices.Spec("x_vector"))
+        speaker_features.Voices(speaker_features.Spec("x_vector"))
 
 
 def test_the_fingerprint_is_of_values_and_codebooks(tokenizer, checkpoint_dir):
@@ -165,7 +168,7 @@ def test_the_fingerprint_is_of_values_and_codebooks(tokenizer, checkpoint_dir):
     leaves[3] = leaves[3].at[(0,) * leaves[3].ndim].add(1e-3)
     again.encoder = jax.tree.unflatten(tree, leaves)
     assert again.fingerprint != tokenizer.fingerprint
-    other = speech_tokenizer_base.fingerprint_of(
+    other = base.fingerprint_of(
         tokenizer.config.encoder, tokenizer.encoder, quantizers=8
     )
     assert other != tokenizer.fingerprint
@@ -177,7 +180,8 @@ def test_the_fingerprint_is_of_values_and_codebooks(tokenizer, checkpoint_dir):
 KILLED = """
 import os, signal, sys
 import jax
-from data import prepare, records
+from data import prepare
+from data.format import records
 
 jax.config.update("jax_compilation_cache_dir", sys.argv.pop(1))
 write, shards = records.write_shard, []
@@ -238,7 +242,7 @@ def test_a_full_disk_leaves_no_half_of_a_shard(checkpoint_dir, tmp_path):
         f"{checkpoint_dir}/speech_tokenizer",
         shard_clips=6,
         batch_frames=64,
-        voice=voices.Spec("mel", 1.0),
+        voice=speaker_features.Spec("mel", 1.0),
     )
     preparer = shards.Preparer(job)
     made = preparer.shard(0)
@@ -370,8 +374,8 @@ def test_reports_add_up(tmp_path):
         count = tally.Tally()
         for n in range(number + 1):
             clip = raw.Clip(f"{number}/{n}", "", "", language="english")
-            count.keep(clips.Take(clip, marks=("clipping",)), "low", 1.25)
-            count.drop(clips.Take(clip, reason="silence"), "silence")
+            count.keep(cleaning.Take(clip, marks=("clipping",)), "low", 1.25)
+            count.drop(cleaning.Take(clip, reason="silence"), "silence")
         paths.append(tmp_path / f"{number}.json")
         paths[-1].write_text(json.dumps(dict(report=count.to_json())))
     whole = tally.total(paths)

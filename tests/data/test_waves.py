@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from data import crops, sources, waves
+from data import waves
+from data.loading import crops
+from data.preparation import sources
 
 RATE = 24_000
 SECONDS = (0.5, 1.0, 2.3, 0.9, 1.7)

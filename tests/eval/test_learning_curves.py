@@ -6,7 +6,7 @@ import pytest
 
 from configs import build_codec
 from eval import learning_curves
-from qwen3tts_jax.training import log
+from qwen3tts_jax.training import metrics_writer as log
 
 
 @pytest.fixture

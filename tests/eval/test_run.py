@@ -9,9 +9,11 @@ import judging
 import numpy as np
 import pytest
 
-from data import whisper_files
-from eval import codec_quality, griffin_lim, sets
-from qwen3tts_jax import audio, metrics
+from data.preparation import whisper_files
+from eval import codec, test_sets
+from eval.baselines import griffin_lim
+from qwen3tts_jax import metrics
+from qwen3tts_jax.audio import io as audio_io
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,7 @@ def clips(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def panel(clips):
-    return judging.Panel(sets.read_clips(str(clips)))
+    return judging.Panel(test_sets.read_clips(str(clips)))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def base(checkpoint):
 def codec_run(panel, clips, base, tmp_path_factory):
     out = tmp_path_factory.mktemp("codec")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(codec_quality, "COUNTS", (16, 1))
+        patch.setattr(codec, "COUNTS", (16, 1))
         patch.setattr(griffin_lim, "ITERATIONS", 2)
         arguments = ("--clips", clips, "--baselines", "griffin_lim", "--limit", 2)
         found = judging.evaluate(panel, out, "codec", "--model", base, *arguments)
@@ -97,12 +99,14 @@ def test_codec_report_has_groups_codebooks_sounds_and_what_is_missing(codec_run)
 def test_kept_sounds_are_what_the_codec_decodes(codec_run, base):
     out, found = codec_run
     clip = found["clips"][0]
-    tokenizer = codec_quality.load(str(base))
-    wave = audio.load(clip["audio"])
-    codes = tokenizer.encode((wave, audio.SAMPLE_RATE)).audio_codes[0]
+    tokenizer = codec.load(str(base))
+    wave = audio_io.load(clip["audio"])
+    codes = tokenizer.encode((wave, audio_io.SAMPLE_RATE)).audio_codes[0]
     [whole], _ = tokenizer.decode([codes])
     kept = [
-        audio.load(str(out / "samples" / f"{clip['id'].replace('-', '_')}--{name}.wav"))
+        audio_io.load(
+            str(out / "samples" / f"{clip['id'].replace('-', '_')}--{name}.wav")
+        )
         for name in ("codec_16_codebooks", "codec_1_codebook")
     ]
     assert all(len(one) == len(wave) for one in kept)
@@ -146,12 +150,12 @@ def test_bad_clips_are_refused(panel, capsys, tmp_path, line, says):
 
 def test_a_missing_package_says_how_to_get_it(panel, capsys, tmp_path, clips):
     with pytest.MonkeyPatch.context() as patch:
-        patch.delitem(sys.modules, "eval.opus", raising=False)
+        patch.delitem(sys.modules, "eval.baselines.opus", raising=False)
         patch.setitem(sys.modules, "av", None)
         said = judging.refusal(
             panel, capsys, "recordings", "--clips", clips, "--out", tmp_path
         )
-    assert "eval.opus" in said and "pip install '.[eval]'" in said
+    assert "eval.baselines.opus" in said and "pip install '.[eval]'" in said
 
 
 # --------------------------------------------------------------------------- its parts
@@ -159,20 +163,20 @@ def test_a_missing_package_says_how_to_get_it(panel, capsys, tmp_path, clips):
 
 def test_a_limit_takes_from_every_source_and_language():
     def clip(i, source, language):
-        return sets.Clip(str(i), "", "x", language, "", source)
+        return test_sets.Clip(str(i), "", "x", language, "", source)
 
     kinds = [("a", "en")] * 50 + [("a", "it")] * 3 + [("b", "en")] * 2
     listed = [clip(i, *kind) for i, kind in enumerate(kinds)]
-    some = sets.spread(listed, 7, seed=0)
+    some = test_sets.spread(listed, 7, seed=0)
     counts = [sum((c.source, c.language) == kind for c in some) for kind in kinds]
     assert (counts[0], counts[50], counts[53]) == (3, 2, 2)
     assert [int(c.id) for c in some] == sorted(int(c.id) for c in some)
-    assert sets.spread(listed, 7, seed=1) != some
-    assert sets.spread(listed, 99, seed=0) == listed
+    assert test_sets.spread(listed, 7, seed=1) != some
+    assert test_sets.spread(listed, 99, seed=0) == listed
 
 
 def test_mel_inversion_keeps_the_mel(monkeypatch):
-    wave = audio.load(str(judging.CLIPS / "en" / "confbridge-invalid.flac"))[:24000]
+    wave = audio_io.load(str(judging.CLIPS / "en" / "confbridge-invalid.flac"))[:24000]
     again = griffin_lim.istft(griffin_lim.stft(wave), len(wave))
     np.testing.assert_allclose(again, wave, atol=1e-6)
     monkeypatch.setattr(griffin_lim, "ITERATIONS", 10)
@@ -185,9 +189,9 @@ def test_mel_inversion_keeps_the_mel(monkeypatch):
 
 def test_opus_has_the_rate_and_the_length():
     pytest.importorskip("av")
-    from eval import opus
+    from eval.baselines import opus
 
-    wave = audio.load(str(judging.CLIPS / "en" / "confbridge-invalid.flac"))
+    wave = audio_io.load(str(judging.CLIPS / "en" / "confbridge-invalid.flac"))
     made, bits = opus.reconstruct(wave)
     assert made.shape == wave.shape and made.dtype == np.float32
     assert bits * 24000 / len(wave) == pytest.approx(6000, rel=0.02)

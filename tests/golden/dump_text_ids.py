@@ -4,7 +4,7 @@
 
 DIR holds vocab.json, merges.txt and tokenizer_config.json of a Qwen3-TTS checkpoint.
 Needs transformers 4.57.3. Plain: without the Mistral word pattern that the official
-package swaps in for local directories (see qwen3tts_jax/text.py).
+package swaps in for local directories (see qwen3tts_jax/text/tokenizer.py).
 """
 
 import argparse

@@ -4,7 +4,7 @@
 
 QWEN_TTS_PYTHON names a Python with the official package (official.py says what it
 needs); what runs this file needs this package, installed.  Each file takes about half a
-minute.  Do it again after any change to random_checkpoint.py, tiny.py or the dumpers:
+minute.  Do it again after any change to random_weights.py, tiny.py or the dumpers:
 a golden file notes a fingerprint of its checkpoint and its inputs, and the tests refuse
 a file whose notes no longer fit.
 """
@@ -26,7 +26,8 @@ import safetensors.numpy
 
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
 
-from qwen3tts_jax import random_checkpoint, tiny
+from qwen3tts_jax.checkpoints import random_weights
+from qwen3tts_jax.config import tiny
 
 HERE = pathlib.Path(__file__).parent
 RECORDING = HERE.parent / "recordings" / "allison_en.flac"
@@ -60,11 +61,11 @@ class Spec:
         return f"{self.variant}_{self.size}"
 
     def write(self, out: pathlib.Path, text_files: pathlib.Path | None = None) -> None:
-        variant = self.variant.removesuffix(random_checkpoint.SUFFIX_25HZ)
+        variant = self.variant.removesuffix(random_weights.SUFFIX_25HZ)
         single = variant != self.variant
         tts = tiny.tts_config_25hz if single else tiny.tts_config
         codec = _tokenizer_25hz_config() if single else tiny.tokenizer_config()
-        random_checkpoint.write(
+        random_weights.write(
             out,
             tts(variant, self.size),
             codec,
@@ -119,7 +120,7 @@ class TokenizerSpec:
     def write(self, out: pathlib.Path) -> None:
         config = tiny.tokenizer_25hz_config()
         config["decoder_config"]["dit_config"]["block_size"] = self.block
-        random_checkpoint.write_tokenizer_25hz(out, config, seed=self.seed)
+        random_weights.write_tokenizer_25hz(out, config, seed=self.seed)
 
 
 TOKENIZERS_25HZ = (

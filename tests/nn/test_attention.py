@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from qwen3tts_jax import config as configs
+from qwen3tts_jax.config import tts
 from qwen3tts_jax.nn import attention
 
-CONFIG = configs.TransformerConfig(
+CONFIG = tts.TransformerConfig(
     dim=12,
     ffn=16,
     layers=1,
@@ -22,7 +22,7 @@ CONFIG = configs.TransformerConfig(
     qk_norm=True,
 )
 WINDOW = 4
-WINDOWED = configs.dataclasses.replace(CONFIG, window=WINDOW)
+WINDOWED = tts.dataclasses.replace(CONFIG, window=WINDOW)
 # float32 against float64, or against float32 sums in another order
 PLAIN = dict(rtol=1e-5, atol=1e-5)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from qwen3tts_jax.nn import conv
+from qwen3tts_jax.nn import activations, conv
 
 # float32 sums of up to some hundred products against float64
 PLAIN = dict(rtol=1e-5, atol=1e-5)
@@ -136,7 +136,7 @@ def test_convnext_block_sees_the_past_only():
 
 
 def test_snake_is_its_formula():
-    part = contract.random_part(lambda: conv.SnakeBeta(4))
+    part = contract.random_part(lambda: activations.SnakeBeta(4))
     x = inputs(9, channels=4)
     wide = np.asarray(x, np.float64)
     alpha, beta = (np.exp(np.asarray(p[...])) for p in (part.alpha, part.beta))
@@ -151,11 +151,13 @@ def test_squared_sine_is_one():
     for largest, tolerance in ((1, 2.5e-7), (30, 2.5e-7), (1e4, 4e-7)):
         x = np.float32(rng.uniform(-largest, largest, 20000))
         x[:3] = (0, largest, -largest)
-        y = np.asarray(jax.jit(conv.squared_sine)(x))
+        y = np.asarray(jax.jit(activations.squared_sine)(x))
         expected = np.sin(x.astype(np.float64)) ** 2
         assert np.abs(y - expected).max() < tolerance
     x = np.float32(rng.uniform(-30, 30, 2000))
-    slope = jax.jit(jax.vmap(jax.grad(lambda x: conv.squared_sine(x[None])[0])))(x)
+    slope = jax.jit(jax.vmap(jax.grad(lambda x: activations.squared_sine(x[None])[0])))(
+        x
+    )
     expected = np.sin(2 * x.astype(np.float64))
     np.testing.assert_allclose(slope, expected, atol=2e-6)
 
@@ -164,7 +166,7 @@ def test_snake_keeps_float32_inside_bfloat16():
     """e^3 turns of the sine: rounded to bfloat16 they would be another angle."""
     part = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf + 3 * (path[0].name == "alpha"),
-        contract.random_part(lambda: conv.SnakeBeta(4)),
+        contract.random_part(lambda: activations.SnakeBeta(4)),
     )
     x = inputs(9, channels=4).astype(jnp.bfloat16)
     y = part(x)

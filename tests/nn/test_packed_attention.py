@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from qwen3tts_jax import config as configs
+from qwen3tts_jax.config import tts
 from qwen3tts_jax.nn import attention, packed_attention, transformer
 
 HEADS, KV_HEADS, DIM = 4, 2, 16
@@ -171,7 +171,7 @@ def test_refusals_say_what_to_do():
 
 # ------------------------------------------------------------------------ stacks
 
-CONFIG = configs.TransformerConfig(
+CONFIG = tts.TransformerConfig(
     dim=24,
     ffn=32,
     layers=3,

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from qwen3tts_jax import hf
-from qwen3tts_jax.nn import quantizer
+from qwen3tts_jax.nn import quantizer, tree
 
 SIZE, DIM, OUTER = 11, 3, 5
 EMPTY, FAINT = 7, 8  # a codeword without usage, and one with less than the clamp
@@ -271,7 +270,7 @@ def test_learning_lowers_the_error():
     errors = []
     for number in range(40):
         after, error = step(part, done, jax.random.fold_in(key, number))
-        part = hf.with_leaves(part, dict(vars(after)))
+        part = tree.with_leaves(part, dict(vars(after)))
         done = quantizer.ready(done)
         errors.append(float(error))
     assert np.mean(errors[-5:]) < 0.05 * errors[0]

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from qwen3tts_jax import config as configs
+from qwen3tts_jax.config import tts
 from qwen3tts_jax.nn import attention, transformer
 
-QWEN = configs.TransformerConfig(
+QWEN = tts.TransformerConfig(
     dim=8,
     ffn=12,
     layers=3,
@@ -21,7 +21,7 @@ QWEN = configs.TransformerConfig(
     norm_eps=1e-6,
     qk_norm=True,
 )
-MIMI = configs.TransformerConfig(
+MIMI = tts.TransformerConfig(
     dim=8,
     ffn=12,
     layers=2,

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import voices
 
-from qwen3tts_jax import generate
+from qwen3tts_jax.generation import generate
 from qwen3tts_jax.serving import engine as engines
-from qwen3tts_jax.serving import session
+from qwen3tts_jax.serving import session, stream
 
 TEXTS = (
     "The ship left the harbour at dawn.",
@@ -103,7 +103,7 @@ def test_a_stream_that_waits_for_text_disturbs_nobody(models, engine):
 
 def test_a_reader_that_stops_disturbs_nobody(models, engine, monkeypatch):
     """Its stream rests at the bound, and goes on when somebody reads again."""
-    monkeypatch.setattr(engines, "MAX_UNREAD", 2)
+    monkeypatch.setattr(stream, "MAX_UNREAD", 2)
     wanted = requests()
     opened = open_all(models, engine, wanted[:2])
     first = [opened[0].read()]

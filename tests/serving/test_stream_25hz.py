@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import voices
 
-from qwen3tts_jax import Qwen3TTSModel, audio, generate
+from qwen3tts_jax import Qwen3TTSModel
+from qwen3tts_jax.audio import io as audio_io
+from qwen3tts_jax.generation import generate
+from qwen3tts_jax.models.tokenizer_25hz import flow_matching
 from qwen3tts_jax.serving import engine as engines
 from qwen3tts_jax.serving import session
-from qwen3tts_jax.tokenizer_25hz import flow
 
 FRAMES = 29
 OPTIONS = dict(max_new_tokens=FRAMES + 1, seed=11)
@@ -32,7 +34,7 @@ class Models(voices.Models):
     @functools.cache  # noqa: B019 (lives as long as the tests)
     def get(self, variant: str, eos_gain: float = 1.0) -> Qwen3TTSModel:
         tts = super().get(variant, eos_gain)
-        quick = tts.speech_tokenizer.streaming(solver=flow.Solver(steps=2))
+        quick = tts.speech_tokenizer.streaming(solver=flow_matching.Solver(steps=2))
         tts.speech_tokenizer = quick
         return tts
 
@@ -42,7 +44,7 @@ class Models(voices.Models):
         variant, request = VOICES[name]
         request, tts = dict(request), self.get(variant)
         if variant == "base_25hz":
-            wave, rate = audio.read(voices.RECORDING)
+            wave, rate = audio_io.read(voices.RECORDING)
             analysis = {k: v for k, v in request.items() if k != "language"}
             item = tts.create_voice_clone_prompt((wave[: 2 * rate], rate), **analysis)
             request = dict(voice_clone_prompt=item, language=request.get("language"))

@@ -5,23 +5,20 @@ import dataclasses
 import jax
 import numpy as np
 
-from qwen3tts_jax import config as configs
-from qwen3tts_jax import tiny
+from qwen3tts_jax.config import tiny, tokenizer_12hz
 from qwen3tts_jax.nn import quantizer
-from qwen3tts_jax.training import (
-    codec,
-    codec_losses,
-    codec_state,
-    discriminators,
-    optimizer,
-)
+from qwen3tts_jax.training import optimizer
+from qwen3tts_jax.training.codec import discriminators
+from qwen3tts_jax.training.codec import generator as codec
+from qwen3tts_jax.training.codec import losses as codec_losses
+from qwen3tts_jax.training.codec import train_step as codec_state
 
 HOP = 1920
 TEACHER = 6
 CODES = 16
 
 
-def config() -> configs.Tokenizer12HzConfig:
+def config() -> tokenizer_12hz.Tokenizer12HzConfig:
     """Tiny, with few codes: a batch here has few frames."""
     values = tiny.tokenizer_config()
     for part in ("encoder_config", "decoder_config"):
@@ -29,10 +26,10 @@ def config() -> configs.Tokenizer12HzConfig:
         values[part]["num_hidden_layers"] = 1
     values["encoder_config"]["num_filters"] = 4
     values["decoder_config"]["decoder_dim"] = 32
-    return configs.Tokenizer12HzConfig.from_hf(values)
+    return tokenizer_12hz.Tokenizer12HzConfig.from_hf(values)
 
 
-def config_in_pieces() -> configs.Tokenizer12HzConfig:
+def config_in_pieces() -> tokenizer_12hz.Tokenizer12HzConfig:
     """The same with a decoder that passes through 50 Hz and ends in a filter bank."""
     values = tiny.tokenizer_config()
     for part in ("encoder_config", "decoder_config"):
@@ -42,7 +39,7 @@ def config_in_pieces() -> configs.Tokenizer12HzConfig:
     values["decoder_config"] |= dict(
         decoder_dim=16, upsampling_ratios=[2, 2, 2, 15], upsample_rates=[16]
     )
-    return configs.Tokenizer12HzConfig.from_hf(values)
+    return tokenizer_12hz.Tokenizer12HzConfig.from_hf(values)
 
 
 JUDGES = discriminators.Config(
@@ -56,7 +53,7 @@ WEIGHTS |= dict(size=0.0, log_mel=0.0, distillation=0.0)
 def recipe(
     *, weights=None, optim=None, mesh=None, whole=None, **settings
 ) -> codec_state.Recipe:
-    """Settings of `codec.Settings` by name; weights that differ from WEIGHTS."""
+    """Settings of `generator.Settings` by name; weights that differ from WEIGHTS."""
     usual = dict(
         discriminators=JUDGES,
         scales=SCALES,

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qwen3tts_jax import config as configs
-from qwen3tts_jax import tiny
-from qwen3tts_jax.training import losses, optimizer, packing
-from qwen3tts_jax.training import parts as model_parts
-from qwen3tts_jax.training import state as states
+from data.loading import packed_rows
+from qwen3tts_jax.config import tiny, tts
+from qwen3tts_jax.training import optimizer
+from qwen3tts_jax.training.lm import losses, train_step
+from qwen3tts_jax.training.lm import params as model_parts
 
-WHOLE = configs.Qwen3TTSConfig.from_hf(tiny.tts_config("base"))
+WHOLE = tts.Qwen3TTSConfig.from_hf(tiny.tts_config("base"))
 CODES = 64  # of codebooks 1..15, instead of 2048: scoring them is most of the work
 CONFIG = dataclasses.replace(
     WHOLE,
@@ -59,7 +59,7 @@ def on_simulated_devices(program: str, count: int) -> dict[str, dict]:
     return {line["mesh"]: line for line in lines}
 
 
-def examples(count: int, *, seed: int = 0, frames=(5, 13)) -> list[packing.Example]:
+def examples(count: int, *, seed: int = 0, frames=(5, 13)) -> list[packed_rows.Example]:
     """Utterances with random texts, codes and x-vectors, in all layouts in turn."""
     rng = np.random.default_rng(seed)
     made = []
@@ -70,7 +70,7 @@ def examples(count: int, *, seed: int = 0, frames=(5, 13)) -> list[packing.Examp
             rng.integers(0, CODES, (size, 15)),
         )
         made.append(
-            packing.example(
+            packed_rows.example(
                 CONFIG,
                 np.concatenate([first, rest], axis=1).astype(np.uint16),
                 role=ROLE,
@@ -83,9 +83,9 @@ def examples(count: int, *, seed: int = 0, frames=(5, 13)) -> list[packing.Examp
     return made
 
 
-def pack(rows: list[list[packing.Example]], *, voices: int = 3) -> dict:
+def pack(rows: list[list[packed_rows.Example]], *, voices: int = 3) -> dict:
     """Rows of utterances as arrays."""
-    return packing.pack(CONFIG, rows, packing.Shape(LENGTH, voices=voices))
+    return packed_rows.pack(CONFIG, rows, packed_rows.Shape(LENGTH, voices=voices))
 
 
 def batch(rows: int, *, each: int = 3, **settings) -> dict[str, np.ndarray]:
@@ -96,16 +96,16 @@ def batch(rows: int, *, each: int = 3, **settings) -> dict[str, np.ndarray]:
 
 
 def recipe(
-    config: configs.Qwen3TTSConfig = CONFIG,
+    config: tts.Qwen3TTSConfig = CONFIG,
     *,
     steps: int = 40,
     peak: float = 3e-3,
     **settings,
-) -> states.Recipe:
-    """Float32; settings of the recipe, of `optimizer` or of `packing` by name."""
+) -> train_step.Recipe:
+    """Float32; settings of the recipe, of `optimizer` or of `packed_rows` by name."""
     of_optimizer = settings.pop("optimizer", {})
     of_packing = settings.pop("packing", {})
-    return states.Recipe(
+    return train_step.Recipe(
         config,
         optimizer.Optimizer(steps=steps, peak=peak, **of_optimizer),
         losses.Packing(**of_packing),
@@ -113,12 +113,12 @@ def recipe(
     )
 
 
-def params(config: configs.Qwen3TTSConfig = CONFIG) -> dict[str, jax.Array]:
+def params(config: tts.Qwen3TTSConfig = CONFIG) -> dict[str, jax.Array]:
     """path -> random float32 array; drawn by numpy, which needs no compiling."""
     draw = np.random.default_rng(0)
     return {
         path: jnp.ones(x.shape)
         if path.endswith(".scale")
         else jnp.asarray(0.02 * draw.standard_normal(x.shape, np.float32))
-        for path, x in states.flatten(model_parts.abstract(config)).items()
+        for path, x in train_step.flatten(model_parts.abstract(config)).items()
     }

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from qwen3tts_jax import sharding
-from qwen3tts_jax.training import state as states
+from qwen3tts_jax.training.lm import train_step
 
 STEPS = 2
 MESHES = dict(
@@ -20,7 +20,7 @@ MESHES = dict(
 BATCHES = [examples.batch(8, seed=number) for number in range(STEPS)]
 
 
-def begin(recipe: states.Recipe) -> states.TrainState:
+def begin(recipe: train_step.Recipe) -> train_step.TrainState:
     """The first state, the same on every mesh; made on one device, then cut."""
     state = jax.jit(recipe.init)(examples.params(), jax.random.key(1))
     # a step uses its state up: what lies on the first device must be a copy

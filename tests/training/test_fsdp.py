@@ -13,9 +13,14 @@ from qwen3tts_jax.training import fsdp
 GATHERED = """
 import contract, jax, jax.numpy as jnp, numpy as np
 from flax import nnx
-from qwen3tts_jax import config as configs, code_predictor, sharding, talker, tiny
+from qwen3tts_jax import sharding
+from qwen3tts_jax.config import tts as configs
+from qwen3tts_jax.models import code_predictor
+from qwen3tts_jax.models import talker
+from qwen3tts_jax.config import tiny
 from qwen3tts_jax.nn import attention
-from qwen3tts_jax.training import fsdp, parts
+from qwen3tts_jax.training import fsdp
+from qwen3tts_jax.training.lm import params
 
 tts = configs.Qwen3TTSConfig.from_hf(tiny.tts_config("base"))
 part = contract.random_part(
@@ -48,8 +53,8 @@ for got, expected, place in zip(*map(jax.tree.leaves, (made[1], right[1], places
 # inside Parts, as alone
 predictor = contract.random_part(
     lambda: code_predictor.CodePredictor(tts.code_predictor, rngs=nnx.Rngs(0)))
-everything = parts.Parts(None, predictor, None)
-places = parts.shardings(everything, mesh)
+everything = params.Parts(None, predictor, None)
+places = params.shardings(everything, mesh)
 made_whole = jax.jit(fsdp.Gather(mesh, "float32"))(jax.device_put(everything, places))
 for leaf, place in zip(jax.tree.leaves(made_whole), jax.tree.leaves(places)):
     if "fsdp" in place.spec:

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3tts_jax import checkpoint, sharding
-from qwen3tts_jax.training import log, meter, trainer
-from qwen3tts_jax.training import state as states
+from qwen3tts_jax import sharding
+from qwen3tts_jax.training import checkpointing, metrics_writer, throughput, trainer
+from qwen3tts_jax.training.lm import train_step
 
 STEPS = 6
 POSITION = dict(stage="s1", plan="abc")
@@ -34,17 +34,17 @@ class Toy:
     def line(self, values) -> str:
         return f"codebook 0 {values['cross_entropy'][0]:.4f}"
 
-    def init(self, params, key) -> states.TrainState:
-        return states.TrainState(jnp.int32(0), params, {}, (), {}, key)
+    def init(self, params, key) -> train_step.TrainState:
+        return train_step.TrainState(jnp.int32(0), params, {}, (), {}, key)
 
     @property
     def whole(self) -> jax.NamedSharding:
         return jax.NamedSharding(self.mesh, jax.P())
 
-    def shardings(self) -> states.TrainState:
+    def shardings(self) -> train_step.TrainState:
         return jax.tree.map(lambda x: self.whole, self.abstract())
 
-    def abstract(self) -> states.TrainState:
+    def abstract(self) -> train_step.TrainState:
         shapes = jax.eval_shape(self.init, params(), jax.random.key(0))
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.whole),
@@ -102,8 +102,8 @@ class Run:
         self.schedule = trainer.Schedule(**settings)
         self.position = POSITION
 
-    def opened(self) -> checkpoint.Checkpoints:
-        return checkpoint.Checkpoints(
+    def opened(self) -> checkpointing.Checkpoints:
+        return checkpointing.Checkpoints(
             self.workdir / "checkpoints", keep_last=9, keep_best=1
         )
 
@@ -114,11 +114,11 @@ class Run:
             workdir=self.workdir,
             checkpoints=checkpoints or self.opened(),
             position=self.position,
-            meter=meter.Meter(flops=lambda figures: 100.0, peak=1e6),
+            meter=throughput.Meter(flops=lambda figures: 100.0, peak=1e6),
             say=self.said.append,
         )
 
-    def go(self, *, held_out=None, **stops) -> states.TrainState:
+    def go(self, *, held_out=None, **stops) -> train_step.TrainState:
         made = self.trainer()
         state = made.resume() or made.fresh(params(), jax.random.key(3))
         state = made.run(state, batches(int(state.step), **stops), held_out)
@@ -131,7 +131,7 @@ class Run:
         return sorted(map(int, names))
 
     def lines(self) -> list[dict]:
-        return log.read(self.workdir)
+        return metrics_writer.read(self.workdir)
 
 
 def losses(run: Run) -> list[tuple]:
@@ -198,7 +198,7 @@ def test_the_next_step_is_dispatched_before_the_figures_of_one_are_read(
         note("save", step)
 
     monkeypatch.setattr(Toy, "compiled", compiled)
-    monkeypatch.setattr(checkpoint.Checkpoints, "save", save)
+    monkeypatch.setattr(checkpointing.Checkpoints, "save", save)
     Run(toy, tmp_path, save_every=4).go()
     assert events == [
         ("dispatch", 1),
@@ -299,7 +299,7 @@ def test_a_full_disk_is_one_error_and_nothing_is_lost(run, whole):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
 
     try:
-        with pytest.raises(checkpoint.SaveError) as caught:
+        with pytest.raises(checkpointing.SaveError) as caught:
             run.go(at=4, do=fill)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -366,7 +366,7 @@ def test_the_meter_counts_steps_waits_and_pauses(monkeypatch):
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(time, "time", lambda: 1000 + now[0])
     work = dict(flops=lambda f: 6 * float(f["positions"]), peak=1200.0)
-    made = meter.Meter(began=1000.0, **work)
+    made = throughput.Meter(began=1000.0, **work)
     figures = dict(loss=np.float32(2), positions=np.float32(100), frames=np.float32(50))
     for seconds, waited in ((30, 9), (2, 0.5), (2, 0)):  # the first compiles
         made.waited(waited)
@@ -414,16 +414,16 @@ def test_some_steps_are_traced(toy, tmp_path):
 
 
 def test_a_log_drops_what_will_be_written_again(tmp_path):
-    first = log.Log(tmp_path)
+    first = metrics_writer.Log(tmp_path)
     for step in (1, 2, 3):
         first.write(step, dict(loss=step / 2, parts=np.ones(2), mfu=None))
     first.close()
-    path = tmp_path / log.FILE
+    path = tmp_path / metrics_writer.FILE
     path.write_text(path.read_text() + '{"step": 4, "lo')  # killed as it wrote
-    second = log.Log(tmp_path, step=2)
+    second = metrics_writer.Log(tmp_path, step=2)
     second.write(3, dict(loss=float("nan")))
     second.close()
-    assert log.read(tmp_path) == [
+    assert metrics_writer.read(tmp_path) == [
         dict(step=1, loss=0.5, parts=[1.0, 1.0], mfu=None),
         dict(step=2, loss=1.0, parts=[1.0, 1.0], mfu=None),
         dict(step=3, loss="nan"),

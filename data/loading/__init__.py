@@ -1,0 +1,1 @@
+"""A corpus to the batches of a step."""

@@ -1,0 +1,1 @@
+"""Which records a step takes, and in which form."""

@@ -1,0 +1,1 @@
+"""Whole runs, from recordings to a model that speaks."""

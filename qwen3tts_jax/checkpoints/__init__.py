@@ -1,0 +1,1 @@
+"""Official checkpoints: files, names of tensors, the hub."""

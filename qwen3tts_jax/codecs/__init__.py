@@ -1,0 +1,1 @@
+"""Speech tokenizers as a user holds them: waves to codes and back."""

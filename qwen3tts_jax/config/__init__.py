@@ -1,0 +1,1 @@
+"""Architectures as frozen dataclasses; only the standard library."""

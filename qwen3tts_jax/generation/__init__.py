@@ -1,0 +1,1 @@
+"""Text and a voice to frames of codes."""

@@ -1,0 +1,1 @@
+"""The neural parts, one a file."""

@@ -1,0 +1,1 @@
+"""Text to ids, whole or as it comes."""

@@ -1,0 +1,1 @@
+"""Steps compiled ahead of time for devices that are not here, and what they cost."""
