@@ -72,9 +72,12 @@ def draw(args) -> None:
         _root(args) / "usr/share", packages.module_folder(CHATTERBOT) / "data"
     )
     usable, dropped = texts.collect(found)
-    kept = texts.apart(usable, held_out.load().texts)
+    apart = held_out.load().texts
+    kept = texts.apart(usable, apart)
     drawn = {code: texts.draw(kept, code, args.seed) for code in voices}
     readings = plan.make(drawn, args.hours, voices)
+    for code, first in plan.held_out(apart, voices).items():
+        readings[code] = first + readings[code]
     plan.save(readings, args.out)
     for code in voices:
         planned = collections.Counter(one.source for one in readings[code])

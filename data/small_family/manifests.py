@@ -63,7 +63,7 @@ def _read(out: Path, known: dict[str, float], unchecked: bool) -> Iterator[dict]
                 speaker=f"{KOKORO}/{one.voice}",
                 source=f"{KOKORO}/{one.source}",
                 seconds=round(reading.seconds(path), 3),
-                split="train",
+                split="test" if one.kind == plan.HELD_OUT else "train",
                 cer=rate,
                 why=why,
             )

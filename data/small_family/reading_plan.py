@@ -29,6 +29,7 @@ VOICES = dict(
 ENGLISH_WEIGHT = 4.5  # of its share of the hours, where that of any other is 1
 SPARE = 1.6  # texts are drawn for so many times the hours: estimates and bad clips
 PLAN = "texts.jsonl"
+HELD_OUT = "held_out"  # source and kind of what is read to be judged by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Reading:
 
     Attributes:
         voice: a name of Kokoro's.
-        kind: sentence, short or paragraph.
+        kind: sentence, short, paragraph or HELD_OUT.
     """
 
     id: str
@@ -99,6 +100,26 @@ def make(
     }
 
 
+def held_out(
+    said: dict[str, Iterable[str]], voices: dict[str, tuple[str, ...]]
+) -> dict[str, list[Reading]]:
+    """Readings of what is never trained on: every text by every voice of its language,
+    but for texts that are longer than what is read at once.
+
+    Args:
+        said: language -> texts.
+    """
+    return {
+        language: [
+            _reading(texts.Text(language, HELD_OUT, HELD_OUT, text), voice)
+            for text in said[language]
+            if len(text) <= texts.LIMITS[language].paragraph_most
+            for voice in names
+        ]
+        for language, names in voices.items()
+    }
+
+
 def goals_of(
     hours: float, languages: Iterable[str] = passages.TRAINED
 ) -> dict[str, float]:
@@ -117,16 +138,19 @@ def _enough(
             return
         total += len(text.text) / texts.LIMITS[language].second
         # by the text alone: drawing anew gives a text to the same voice
-        voice = voices[texts.order(text.text, 0) % len(voices)]
-        name = hashlib.blake2b(text.text.encode(), digest_size=6).hexdigest()
-        yield Reading(
-            id=f"{language}/{voice}/{name}",
-            language=language,
-            voice=voice,
-            source=text.source,
-            kind=text.kind,
-            text=text.text,
-        )
+        yield _reading(text, voices[texts.order(text.text, 0) % len(voices)])
+
+
+def _reading(text: texts.Text, voice: str) -> Reading:
+    name = hashlib.blake2b(text.text.encode(), digest_size=6).hexdigest()
+    return Reading(
+        id=f"{text.language}/{voice}/{name}",
+        language=text.language,
+        voice=voice,
+        source=text.source,
+        kind=text.kind,
+        text=text.text,
+    )
 
 
 def save(readings: dict[str, list[Reading]], out: Path) -> None:

@@ -148,11 +148,13 @@ def corpus(tmp_path):
         plan.Reading(f"fr/ff_siwis/{i}", "fr", "ff_siwis", "gnome", "sentence", text)
         for i, text in enumerate(["Un.", "Deux.", "Trois.", "Quatre.", "Cinq."])
     ]
-    plan.save({code: found * (code == "fr") for code in passages.TRAINED}, tmp_path)
+    apart = plan.held_out(dict(fr=["Six."]), dict(fr=["ff_siwis"]))["fr"]
+    plan.save(dict(fr=apart + found), tmp_path)
     rates = {
         found[0].id: 0.0,
         found[1].id: agreement.MOST["fr"] + 0.1,
         found[2].id: 0.1,
+        apart[0].id: 0.0,
     }
     lines = [json.dumps(dict(id=name, cer=rate)) for name, rate in rates.items()]
     (tmp_path / manifests.RATES).write_text("\n".join(lines) + '\n{"id": "fr/ff')
@@ -170,7 +172,9 @@ def corpus(tmp_path):
         for part in ("train", "test", "dropped")
     ]
     plan.write_lines(tmp_path / human.LISTING, human_rows)
-    kept = [one.audio for one in found[:4]] + [row["audio"] for row in human_rows[:2]]
+    kept = [one.audio for one in apart + found[:4]] + [
+        row["audio"] for row in human_rows[:2]
+    ]
     for name in kept:
         reading.write(tmp_path / name, np.full(12_000, 0.1, np.float32))
     return tmp_path
@@ -187,7 +191,8 @@ def test_manifests_hold_what_is_good_and_heard(corpus):
     train, unread = open_manifest(corpus / manifests.TRAIN)
     test, _ = open_manifest(corpus / manifests.HELD_OUT)
     assert set(train) == {"fr/ff_siwis/0", "fr/ff_siwis/2", "asterisk/en/train"}
-    assert set(test) == {"asterisk/en/test"}
+    [apart] = set(test) - {"asterisk/en/test"}
+    assert test[apart].text == "Six." and test[apart].source == "kokoro/held_out"
     assert unread == {"seconds", "split", "cer"}
     first = train["fr/ff_siwis/0"]
     assert (first.text, first.language) == ("Un.", "french")
@@ -209,7 +214,7 @@ def test_lengths_and_the_table(corpus):
     line = json.loads((corpus / manifests.TRAIN).read_text().splitlines()[0])
     assert line["seconds"] == 0.5 and line["cer"] == 0.0 and line["split"] == "train"
     table = manifests.table(rows)
-    assert "train:      3 clips" in table and "test:      1 clips" in table
+    assert "train:      3 clips" in table and "test:      2 clips" in table
     assert manifests.ILL_READ in table and "silence" in table
 
 

@@ -198,6 +198,16 @@ def test_texts_that_say_new_words_come_first():
     assert texts.by_coverage(found[::-1], 0) == everything
 
 
+def test_what_is_held_out_is_read_by_every_voice():
+    said = dict(en=["A cat sat.", "Dogs ran.", "Too long to read. " * 30])
+    voices = plan.choose_voices(["en"], ["am_michael", "af_heart"])
+    found = plan.held_out(said, voices)["en"]
+    assert [(one.text, one.voice) for one in found] == [
+        (text, voice) for text in said["en"][:2] for voice in voices["en"]
+    ]
+    assert {one.kind for one in found} == {plan.HELD_OUT}
+
+
 def test_the_plan_ends_when_there_is_enough():
     hours = 0.01
     readings = plan.make(dict(en=pool(dict(wordnet=400))), hours)["en"]
