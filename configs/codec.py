@@ -129,8 +129,7 @@ def _set_small(config, stage: str, device: str) -> None:
     if stage == "mel":
         free = config.optimizer.steps // 2
         config.quantizer.update(free_steps=free, noise=0.25)
-    if stage == "decoder":  # the official codec's further training is another matter
-        config.model.start = "random"
+    if stage == "decoder":
         config.loss.adversarial = config.loss.feature = 0.0
     if device == "cpu":
         config.discriminators.update(NARROW)
