@@ -246,7 +246,7 @@ def write_export(config, workdir: Path, out: Path) -> int:
     """The best checkpoint of a run as an official speech tokenizer; its step."""
     codec_, step = load(config, workdir)
     with hub.new_directory(out) as made:
-        codec_.save_pretrained(made)
+        codec_.save_pretrained(made, dtype=jnp.dtype(config.model.export_dtype))
         preprocessor = made / PREPROCESSOR
         if not preprocessor.exists():  # a source has its own
             hub.write_json(preprocessor, released.TOKENIZER_PREPROCESSOR_CONFIG)

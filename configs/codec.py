@@ -37,6 +37,7 @@ PIECES = ("mel", "vocoder", "join", "encoder")
 STAGES = ("gan", "warm", "mimi", "decoder", *PIECES)
 CHOICES = {
     "compute.dtype": ("bfloat16", "float32"),
+    "model.export_dtype": ("float32", "bfloat16"),
     "model.start": ("random", "weights"),
     "model.take": ("params", "all"),
     "loss.kind": ("hinge", "lsgan"),
@@ -207,6 +208,7 @@ def _fields(size: str) -> ml_collections.ConfigDict:
                 scaffold=False,  # whether there are the parts that pieces need
                 take="params",  # of it: params | all (optimiser, step, averages too)
                 averaged=True,  # whether --export takes the averaged generator
+                export_dtype="float32",  # of its weights; codebooks stay float32
             ),
             data=dict(
                 waves="",  # folders that data/waves.py filled, with commas between

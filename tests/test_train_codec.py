@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 import soundfile
 from PIL import Image
 
@@ -251,7 +252,11 @@ def test_an_encoder_is_distilled_and_the_whole_exported(pieces, tmp_path):
     assert moved and all(
         p.startswith("encoder.") and "quantizer" not in p for p in moved
     )
-    run("encoder", f"--export={tmp_path / 'codec'}", hand_over="mel")
+    half = "--config.model.export_dtype=bfloat16"
+    run("encoder", f"--export={tmp_path / 'codec'}", half, hand_over="mel")
+    tensors = safetensors.numpy.load_file(tmp_path / "codec" / "model.safetensors")
+    kinds = {name.rpartition(".")[2]: str(x.dtype) for name, x in tensors.items()}
+    assert kinds["bias"] == "bfloat16" and kinds["embedding_sum"] == "float32"
     codec_ = speech_tokenizer.Qwen3TTSTokenizer.from_pretrained(tmp_path / "codec")
     [made], _ = codec_.decode(codec_.encode(np.zeros(24_000, np.float32), sr=24_000))
     assert np.isfinite(made).all()
