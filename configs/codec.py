@@ -125,8 +125,11 @@ def _set_small(config, stage: str, device: str) -> None:
     values, optimizer = SMALL[stage]
     config.model.scaffold = True
     config.update(values, samples=16, figures=True)
-    config.optimizer.update(optimizer, ema=0.0, final=0.03)
-    config.quantizer.update(dropout=0.2, bypass=0.05, decay=0.98)
+    config.optimizer.update(optimizer)
+    if stage in (*PIECES, "decoder"):  # at the end the rate is so low that all is still
+        config.optimizer.update(ema=0.0, final=0.03)
+    if stage != "mimi":  # Mimi's own stay
+        config.quantizer.update(dropout=0.2, bypass=0.05, decay=0.98)
     if stage == "mel":
         free = config.optimizer.steps // 2
         config.quantizer.update(free_steps=free, noise=0.25)
