@@ -34,7 +34,6 @@ PIECES = {
     "encoder": r"^encoder\.(?!quantizer\.)",
 }
 IN_PIECES = ("mel", "vocoder", "join", "encoder")  # those that need a scaffold
-UNHEARD = ("mel", "encoder")  # those that make no wave
 # Of a crop's first frames nothing is learnt: what came before them is not there.
 LEAD_IN = dict(mel=1, encoder=4)  # frames, at most half of a crop
 LEAD_IN_SAMPLES = 1920  # of the waves that a vocoder or decoder makes in pieces

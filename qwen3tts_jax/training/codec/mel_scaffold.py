@@ -38,6 +38,10 @@ SILENCE_DB = -65.0  # dBFS; white noise below it counts as silence
 CENTRE, SPREAD = -1.0, 0.7  # mean and deviation of log10 mels of speech, roughly
 STACK = 2  # log mels that the decoder's fast half takes at once: 50 Hz
 WIDTH, BLOCKS = 256, 3  # of the MelEncoder
+# how a decoder begins, see `as_filter_bank`
+WEAKER = 0.3  # of what is not the filter bank
+LOUDNESS = 0.1  # a signal of 1 becomes a wave of speech's size
+STRAIGHT = 3.0  # added to a snake's beta: its bend divided by e^3
 
 
 def log_mel(wave: jax.Array) -> jax.Array:
@@ -208,13 +212,13 @@ def as_filter_bank(
     rates = config.upsample_rates
     block = f"decoder.blocks.{len(rates) - 1}"
     up = params[f"{block}.up.kernel"]
-    taps, channels, stride, outputs = up.shape
+    taps, channels, stride, _ = up.shape
     if (taps, channels) != (2, stride):
         return dict(params)
-    weaker = WEAKER * up
     wave = WEAKER * params["decoder.wave_conv.kernel"]
+    bank = cosine_transform(stride)
     found = {
-        f"{block}.up.kernel": weaker.at[:, :, :, 0].set(cosine_transform(stride)),
+        f"{block}.up.kernel": (WEAKER * up).at[:, :, :, 0].set(bank),
         # the newest sample of channel 0 is the wave
         "decoder.wave_conv.kernel": wave.at[-1, 0, 0].set(LOUDNESS),
         f"{block}.snake.beta": params[f"{block}.snake.beta"] + STRAIGHT,
@@ -224,11 +228,6 @@ def as_filter_bank(
         if re.match(rf"{re.escape(block)}\.units\.\d+\.conv2\.kernel", path):
             found[path] = WEAKER * value
     return dict(params) | found
-
-
-WEAKER = 0.3  # of what is not the filter bank
-LOUDNESS = 0.1  # a signal of 1 becomes a wave of speech's size
-STRAIGHT = 3.0  # added to a snake's beta: its bend divided by e^3
 
 
 def cosine_transform(bands: int) -> np.ndarray:
